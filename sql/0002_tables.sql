@@ -1,0 +1,194 @@
+-- The tables: what was captured, who wants it, what is still owed, what was tried.
+
+-- LOCK works in a transaction only (psql -1), and makes two that migrate at once take turns.
+set local lock_timeout = '5s';
+lock table outbox.migrations in share row exclusive mode;
+insert into outbox.migrations (version, name, checksum)
+values (2, 'tables', '');
+
+-- What the triggers write and the daemon takes away within milliseconds. It has no index but its key, no
+-- foreign key and no partitions, so that the application's writer pays one plain insert.
+create table outbox.outbox (
+    seq bigint generated always as identity,
+    created_at timestamptz not null default now(),
+    type text not null,
+    resource text not null,
+    resource_id text not null,
+    location_id text,
+    product_transaction_id text,
+    data json not null,
+    constraint outbox_pkey primary key (seq),
+    constraint outbox_type check (type in ('CREATE', 'UPDATE', 'DELETE'))
+) with (
+    -- Every row is deleted soon: vacuum by count, never by share, and never truncate, because truncation
+    -- takes an exclusive lock that the application's writers would wait for.
+    autovacuum_vacuum_scale_factor = 0,
+    autovacuum_vacuum_threshold = 5000,
+    autovacuum_vacuum_insert_threshold = -1,
+    autovacuum_vacuum_cost_delay = 0,
+    vacuum_truncate = off,
+    toast.vacuum_truncate = off
+);
+comment on table outbox.outbox is 'A captured change that nobody has routed yet. Written by triggers only.';
+
+create table outbox.events (
+    id uuid not null,
+    created_at timestamptz not null,
+    type text not null,
+    resource text not null,
+    resource_id text not null,
+    location_id text,
+    product_transaction_id text,
+    data json not null,
+    constraint events_pkey primary key (id, created_at),
+    constraint events_type check (type in ('CREATE', 'UPDATE', 'DELETE'))
+) partition by range (created_at);
+comment on table outbox.events is 'A captured change, for good: frozen, replayable until its partition is dropped.';
+comment on column outbox.events.id is
+    'The webhook-id. Its first 60 bits without the version are the outbox row''s seq, so ids sort in the order of '
+    'capture; the last 62 are random, so that a restored backup never gives an old id to a new event.';
+-- A hash has no limit on the size of what it indexes: a long key of the application's can not stop the routing.
+create index events_record on outbox.events using hash (resource_id);
+
+create table outbox.postback_configs (
+    id uuid not null default gen_random_uuid(),
+    location_id text,
+    resource text not null,
+    product_transaction_id text,
+    url text not null,
+    on_create boolean not null default true,
+    on_update boolean not null default true,
+    on_delete boolean not null default true,
+    is_active boolean not null default true,
+    number_of_attempts smallint not null default 1,
+    attempt_interval integer not null default 300,
+    basic_auth_username text,
+    basic_auth_password text,
+    expands text not null default '',
+    format text not null default 'api-default',
+    paused_at timestamptz,
+    created_at timestamptz not null default now(),
+    modified_at timestamptz not null default now(),
+    deleted_at timestamptz,
+    revision bigint not null default 1,
+    constraint postback_configs_pkey primary key (id),
+    constraint postback_configs_location_id check (char_length(location_id) between 1 and 36),
+    constraint postback_configs_resource check (char_length(resource) between 1 and 128),
+    constraint postback_configs_product_transaction_id check (
+        char_length(product_transaction_id) >= 1
+        and (product_transaction_id is not null or resource not in ('transaction', 'transactionbatch'))
+    ),
+    constraint postback_configs_url check (char_length(url) <= 512 and url ~* '^https?://[^/?#[:space:]]'),
+    constraint postback_configs_number_of_attempts check (number_of_attempts between 1 and 5),
+    -- The contract's floor of 300 is the operator's to lower (OUTBOX_MIN_ATTEMPT_INTERVAL), so it is not held here.
+    constraint postback_configs_attempt_interval check (attempt_interval between 1 and 86400),
+    -- Only tokens of the Fernet cipher, which all begin alike: no clear text can be stored by mistake.
+    constraint postback_configs_basic_auth_encrypted check (
+        basic_auth_username like 'gAAAAA%' and (basic_auth_password is null or basic_auth_password like 'gAAAAA%')
+    ),
+    constraint postback_configs_basic_auth_whole check (basic_auth_username is not null or basic_auth_password is null),
+    constraint postback_configs_expands check (char_length(expands) <= 512),
+    constraint postback_configs_format check (format = 'api-default')
+);
+comment on table outbox.postback_configs is 'A subscription: what to watch and whom to tell.';
+comment on column outbox.postback_configs.revision is 'Counts edits: tells a daemon that what it remembers is old.';
+comment on column outbox.postback_configs.paused_at is 'Since when it collects what it is owed and sends nothing.';
+comment on column outbox.postback_configs.deleted_at is 'A deleted config stays, so that its id answers "deleted".';
+create index postback_configs_match on outbox.postback_configs (resource, location_id)
+where is_active and deleted_at is null;
+
+-- What is still owed: as small as the debt. Acknowledging deletes the row.
+-- No foreign keys: each would lock a config's row for every delivery, and daemons would queue there.
+create table outbox.deliveries (
+    event_id uuid not null,
+    config_id uuid not null,
+    event_created_at timestamptz not null,
+    state text not null default 'pending',
+    attempts integer not null default 0,
+    attempts_at_replay integer not null default 0,
+    due_at timestamptz not null default now(),
+    died_at timestamptz,
+    last_error text,
+    constraint deliveries_pkey primary key (event_id, config_id),
+    constraint deliveries_state check (state in ('pending', 'dead')),
+    constraint deliveries_died_at check ((state = 'dead') = (died_at is not null)),
+    constraint deliveries_attempts check (attempts >= attempts_at_replay and attempts_at_replay >= 0)
+) with (
+    fillfactor = 80,
+    autovacuum_vacuum_scale_factor = 0.02,
+    autovacuum_vacuum_threshold = 5000,
+    autovacuum_vacuum_cost_delay = 0,
+    vacuum_truncate = off
+);
+comment on table outbox.deliveries is 'An event still owed to a config: pending, or dead and replayable.';
+comment on column outbox.deliveries.due_at is
+    'When it may be tried. Claiming moves it past the lease, so a claimer that dies gives it back by dying.';
+comment on column outbox.deliveries.attempts is
+    'Tries begun, ever. It is also the fence: a try settles only the delivery that still has its number.';
+comment on column outbox.deliveries.attempts_at_replay is 'Value of attempts when the budget of tries last began anew.';
+comment on column outbox.deliveries.event_created_at is 'Finds the event''s partition.';
+create index deliveries_due on outbox.deliveries (config_id, due_at) where state = 'pending';
+create index deliveries_dead on outbox.deliveries (config_id, died_at) where state = 'dead';
+
+create table outbox.attempts (
+    event_id uuid not null,
+    config_id uuid not null,
+    number integer not null,
+    at timestamptz not null,
+    event_created_at timestamptz not null,
+    duration_ms integer not null,
+    outcome text not null,
+    status smallint,
+    error text,
+    answer text,
+    constraint attempts_pkey primary key (event_id, config_id, number, at),
+    constraint attempts_number check (number > 0),
+    constraint attempts_duration_ms check (duration_ms >= 0),
+    constraint attempts_outcome check (outcome in ('delivered', 'retry', 'dead'))
+) partition by range (at);
+comment on table outbox.attempts is 'One try: when, how long, the status or the error, the first bytes of the answer.';
+-- Each try stands in one of these two: a config's last success and last failure are one probe each.
+create index attempts_delivered on outbox.attempts (config_id, at) where outcome = 'delivered';
+create index attempts_failed on outbox.attempts (config_id, at) where outcome <> 'delivered';
+
+-- A row of a day that has no partition (a clock that jumps, a daemon that was away) lands here and is not lost.
+create table outbox.events_default partition of outbox.events default;
+create table outbox.attempts_default partition of outbox.attempts default;
+
+create function outbox.make_partitions(days_ahead integer default 7) returns integer
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set lock_timeout = '2s'
+as $$
+declare
+    parent text;
+    day date;
+    made integer := 0;
+begin
+    foreach parent in array array['events', 'attempts'] loop
+        for ahead in 0..days_ahead loop
+            day := current_date + ahead;
+            continue when to_regclass(format('outbox.%I', parent || to_char(day, '_YYYYMMDD'))) is not null;
+            begin
+                execute format(
+                    'create table outbox.%I partition of outbox.%I for values from (%L) to (%L)',
+                    parent || to_char(day, '_YYYYMMDD'), parent, day::timestamptz, (day + 1)::timestamptz
+                );
+                made := made + 1;
+            exception
+                -- Rows of that day already lie in the default partition: they stay there, and so does the day.
+                when check_violation then null;
+                -- Another daemon made it in this moment.
+                when duplicate_table then null;
+            end;
+        end loop;
+    end loop;
+    return made;
+end
+$$;
+comment on function outbox.make_partitions(integer) is
+    'Makes the daily partitions of events and attempts from today (UTC) on. Returns how many it made.';
+revoke execute on function outbox.make_partitions(integer) from public;
+select outbox.make_partitions();

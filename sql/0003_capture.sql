@@ -1,0 +1,406 @@
+-- Capture: outbox.attach() puts triggers on a table, outbox.detach() takes them away.
+
+set local lock_timeout = '5s';
+lock table outbox.migrations in share row exclusive mode;
+insert into outbox.migrations (version, name, checksum)
+values (3, 'capture', '');
+
+-- The doorbell. 2: a daemon sleeps and wants to be woken; 1: nobody does. NOTIFY takes a lock that makes all
+-- committing transactions of the database queue, so a trigger notifies only for a sleeping daemon. A sequence,
+-- because its value is set outside transactions and without a row lock.
+create sequence outbox.doorbell as smallint minvalue 1 maxvalue 2 start 1 no cycle;
+comment on sequence outbox.doorbell is '2 while a daemon sleeps; the next captured change notifies it and sets 1.';
+
+-- The JSON of one row, as an expression over the alias. The contract sends *_ts as epoch seconds, so a table
+-- that keeps such a column as a timestamp has its columns written out one by one.
+create function outbox.record_expression(relation regclass, row_alias text, serializer regproc) returns text
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    columns text;
+    has_timestamps boolean;
+    row_type text;
+begin
+    select
+        bool_or(a.attname like '%\_ts' and a.atttypid in ('timestamptz'::regtype, 'timestamp'::regtype)),
+        string_agg(
+            case
+                when a.attname like '%\_ts' and a.atttypid in ('timestamptz'::regtype, 'timestamp'::regtype)
+                    then format('floor(extract(epoch from %1$s.%2$I))::bigint as %2$I', row_alias, a.attname)
+                else format('%s.%I', row_alias, a.attname)
+            end, ', ' order by a.attnum
+        )
+    into has_timestamps, columns
+    from pg_attribute a
+    where a.attrelid = relation and a.attnum > 0 and not a.attisdropped;
+
+    if serializer is not null then
+        -- A row of a transition table is an anonymous record: the serializer's own row type is given back to it.
+        select format('%s', p.proargtypes[0]::regtype) into row_type from pg_proc p where p.oid = serializer;
+        select string_agg(
+            case
+                when own.attname is null then format('null::%s', format_type(a.atttypid, a.atttypmod))
+                else format('%s.%I', row_alias, a.attname)
+            end, ', ' order by a.attnum
+        )
+        into columns
+        from pg_type t
+        join pg_attribute a on a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
+        left join pg_attribute own on own.attrelid = relation and own.attname = a.attname and not own.attisdropped
+        where t.oid = row_type::regtype;
+        return format('%s(row(%s)::%s)::json', serializer::regproc, columns, row_type);
+    elsif has_timestamps then
+        return format('(select to_json(record) from (select %s) as record)', columns);
+    end if;
+    return format('to_json(%s)', row_alias);
+end
+$$;
+comment on function outbox.record_expression(regclass, text, regproc) is
+    'Internal to outbox.attach(): the expression that turns a row into the JSON that subscribers receive.';
+revoke execute on function outbox.record_expression(regclass, text, regproc) from public;
+
+create function outbox.attach(
+    relation regclass,
+    resource text,
+    key text default null,
+    location text default null,
+    product_transaction text default null,
+    serializer regproc default null
+) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    relation_kind "char";
+    identity_columns smallint[];
+    key_columns text[];
+    column_name text;
+    same_record text;
+    member regclass;
+    function_name text;
+    function_oid oid;
+    select_from text;
+    changed_rows text;
+    body text;
+    shape record;
+    attempt integer := 0;
+begin
+    if current_setting('lock_timeout') = '0' then
+        perform set_config('lock_timeout', '5s', true);
+    end if;
+
+    -- What is asked for must make sense, and say so here rather than in the application's next write.
+    if attach.relation is null then
+        raise exception 'relation must not be null.' using errcode = 'invalid_parameter_value';
+    end if;
+    if attach.resource is null or char_length(attach.resource) not between 1 and 128 then
+        raise exception 'resource must have 1 to 128 characters.' using errcode = 'invalid_parameter_value';
+    end if;
+    select c.relkind into relation_kind from pg_class c where c.oid = attach.relation;
+    if relation_kind not in ('r', 'p') then
+        raise exception '% is not an ordinary or partitioned table.', attach.relation
+            using errcode = 'wrong_object_type', hint = 'Attach the tables that a view or foreign table reads.';
+    end if;
+    if exists (
+        select from pg_class c
+        where c.oid = attach.relation and c.relnamespace in ('outbox'::regnamespace, 'pg_catalog'::regnamespace)
+    ) then
+        raise exception '% belongs to the outbox or to PostgreSQL and can not be attached.', attach.relation
+            using errcode = 'wrong_object_type';
+    end if;
+
+    -- Old and new rows of an UPDATE are matched by the columns that identify a row.
+    select array(select k from unnest(i.indkey::smallint[]) with ordinality as u (k, n) where n <= i.indnkeyatts)
+    into identity_columns
+    from pg_index i
+    where i.indrelid = attach.relation and i.indisunique and i.indisvalid and i.indimmediate
+        and i.indpred is null and i.indexprs is null
+        and not exists (
+            select from unnest(i.indkey::smallint[]) with ordinality as u (k, n)
+            join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k
+            where n <= i.indnkeyatts and not a.attnotnull
+        )
+    order by i.indisprimary desc, i.indnkeyatts, i.indexrelid
+    limit 1;
+    if identity_columns is null then
+        raise exception '% has no key: no primary key and no unique index over NOT NULL columns.', attach.relation
+            using errcode = 'invalid_table_definition',
+            hint = 'Add one: old and new rows of an UPDATE are matched by it.';
+    end if;
+
+    if attach.key is not null then
+        select array_agg(trim(k) order by n) into key_columns
+        from unnest(string_to_array(attach.key, ',')) with ordinality as u (k, n);
+    elsif exists (
+        select from pg_attribute a
+        where a.attrelid = attach.relation and a.attname = 'id' and not a.attisdropped and a.attnotnull
+    ) then
+        key_columns := array['id'];
+    else
+        select array_agg(a.attname::text order by n) into key_columns
+        from unnest(identity_columns) with ordinality as u (k, n)
+        join pg_attribute a on a.attrelid = attach.relation and a.attnum = k;
+    end if;
+    foreach column_name in array key_columns loop
+        if not exists (
+            select from pg_attribute a
+            where a.attrelid = attach.relation and a.attname = column_name
+                and a.attnum > 0 and not a.attisdropped and a.attnotnull
+        ) then
+            raise exception 'key: % has no NOT NULL column "%".', attach.relation, column_name
+                using errcode = 'undefined_column';
+        end if;
+    end loop;
+
+    -- Not said: the column of the usual name, where there is one. Said empty: none.
+    if attach.location is null then
+        location := (
+            select a.attname from pg_attribute a
+            where a.attrelid = attach.relation and a.attname = 'location_id' and not a.attisdropped
+        );
+    end if;
+    if attach.product_transaction is null then
+        product_transaction := (
+            select a.attname from pg_attribute a
+            where a.attrelid = attach.relation and a.attname = 'product_transaction_id' and not a.attisdropped
+        );
+    end if;
+    location := nullif(location, '');
+    product_transaction := nullif(product_transaction, '');
+    for shape in
+        select * from (values ('location', location), ('product_transaction', product_transaction)) as v (option, name)
+        where v.name is not null and not exists (
+            select from pg_attribute a
+            where a.attrelid = attach.relation and a.attname = v.name and a.attnum > 0 and not a.attisdropped
+        )
+    loop
+        raise exception '%: % has no column "%".', shape.option, attach.relation, shape.name
+            using errcode = 'undefined_column';
+    end loop;
+
+    if attach.serializer is not null and not exists (
+        select from pg_proc p
+        join pg_type t on t.oid = p.proargtypes[0]
+        where p.oid = attach.serializer and p.pronargs = 1 and t.typtype = 'c'
+            and p.prorettype in ('json'::regtype, 'jsonb'::regtype) and not p.proretset
+    ) then
+        raise exception 'serializer: % must take one row and return json.', attach.serializer
+            using errcode = 'invalid_function_definition',
+            hint = format('Declare it as f(%s) returns json.', attach.relation);
+    end if;
+
+    -- Types of an extension may keep their operators where the pinned search_path does not look: text does not.
+    select string_agg(
+        case
+            when t.typnamespace = 'pg_catalog'::regnamespace or t.typtype = 'e' then format('n.%1$I = o.%1$I', a.attname)
+            else format('n.%1$I::text = o.%1$I::text', a.attname)
+        end, ' and ' order by u.n
+    )
+    into same_record
+    from unnest(identity_columns) with ordinality as u (k, n)
+    join pg_attribute a on a.attrelid = attach.relation and a.attnum = u.k
+    join pg_type t on t.oid = a.atttypid;
+
+    -- The function that the table already has, or a new one whose name says the table's.
+    select t.tgfoid into function_oid
+    from pg_trigger t
+    join pg_proc p on p.oid = t.tgfoid and p.pronamespace = 'outbox'::regnamespace
+    where t.tgrelid = attach.relation and t.tgname = 'outbox_insert' and not t.tgisinternal;
+    if function_oid is not null and not exists (
+        -- A partition shares its parent's function: attached by itself, it gets its own.
+        select from pg_trigger t where t.tgfoid = function_oid and t.tgrelid <> attach.relation
+            and t.tgrelid not in (select m.relid from pg_partition_tree(attach.relation) as m)
+    ) then
+        select p.proname into function_name from pg_proc p where p.oid = function_oid;
+    else
+        loop
+            function_name := (
+                select 'capture_' || left(c.relname, 40) || coalesce('_' || nullif(attempt, 0), '')
+                from pg_class c where c.oid = attach.relation
+            );
+            exit when not exists (
+                select from pg_proc p
+                join pg_trigger t on t.tgfoid = p.oid
+                where p.pronamespace = 'outbox'::regnamespace and p.proname = function_name
+            );
+            attempt := attempt + 1;
+        end loop;
+    end if;
+
+    -- One statement for all rows of the writer's statement; the placeholders are the operation and its rows.
+    select_from := format(
+        E'insert into outbox.outbox (type, resource, resource_id, location_id, product_transaction_id, data)\n'
+        '        select %%1$s, %1$L, c.resource_id, c.location_id, c.product_transaction_id, c.data\n'
+        '        from (\n'
+        '            select %2$s as resource_id, %3$s as location_id, %4$s as product_transaction_id,\n'
+        '                %%2$s as data\n'
+        '            from %%3$s\n'
+        '            offset 0\n'
+        '        ) as c\n'
+        '        where c.data is not null',
+        attach.resource,
+        (select format('concat_ws('','', %s)', string_agg(format('n.%I', k), ', ' order by n)) from unnest(key_columns) with ordinality as u (k, n)),
+        coalesce(format('n.%I::text', location), 'null::text'),
+        coalesce(format('n.%I::text', product_transaction), 'null::text')
+    );
+    -- Unchanged rows cost one comparison of images; a changed image is sent if the record changed as subscribers
+    -- see it. A row whose key changed has no old row: it is a change.
+    changed_rows := format(
+        E'outbox_new as n\n            left join outbox_old as o on %s\n'
+        '            where o.%I is null or (n.* *<> o.* and %s::text is distinct from %s::text)',
+        same_record,
+        (select a.attname from pg_attribute a where a.attrelid = attach.relation and a.attnum = identity_columns[1]),
+        outbox.record_expression(attach.relation, 'n', attach.serializer),
+        outbox.record_expression(attach.relation, 'o', attach.serializer)
+    );
+    changed_rows := format(
+        select_from, '''UPDATE''', outbox.record_expression(attach.relation, 'n', attach.serializer), changed_rows
+    );
+    body := format(
+        E'#variable_conflict use_column\n'
+        'begin\n'
+        '    if current_setting(''outbox.suppress'', true) in (''on'', ''true'', ''yes'', ''1'') then\n'
+        '        return null;\n'
+        '    end if;\n'
+        '    if tg_op = ''INSERT'' then\n'
+        '        %1$s;\n'
+        '    elsif tg_op = ''DELETE'' then\n'
+        '        %2$s;\n'
+        '    elsif exists (select from outbox_new offset 50) then\n'
+        '        -- Planned anew: a plan made for few rows would compare each of many with each.\n'
+        '        execute %4$L;\n'
+        '    else\n'
+        '        %3$s;\n'
+        '    end if;\n'
+        '    if (select d.last_value from outbox.doorbell as d) = 2\n'
+        '        and current_setting(''outbox.doorbell'', true) is distinct from ''off'' then\n'
+        '        perform setval(''outbox.doorbell'', 1);\n'
+        '        perform pg_notify(''outbox'', '''');\n'
+        '    end if;\n'
+        '    return null;\n'
+        'end',
+        format(select_from, '''CREATE''', outbox.record_expression(attach.relation, 'n', attach.serializer), 'outbox_new as n'),
+        format(select_from, '''DELETE''', outbox.record_expression(attach.relation, 'n', attach.serializer), 'outbox_old as n'),
+        changed_rows,
+        changed_rows
+    );
+    execute format(
+        'create or replace function outbox.%I() returns trigger language plpgsql security definer '
+        'set search_path = pg_catalog, pg_temp set timezone = ''UTC'' set datestyle = ''ISO, MDY'' as %L',
+        function_name, body
+    );
+    -- Nobody may hang the function on a table of his own and so forge events.
+    execute format('revoke execute on function outbox.%I() from public', function_name);
+    execute format(
+        'comment on function outbox.%I() is %L',
+        function_name,
+        json_build_object(
+            'resource', attach.resource, 'key', array_to_string(key_columns, ','), 'location', location,
+            'product_transaction', product_transaction, 'serializer', attach.serializer::regproc::text
+        )
+    );
+    -- It runs as the owner of the outbox, whoever attaches, and that is never more than the outbox needs.
+    if (select c.relowner from pg_class c where c.oid = 'outbox.outbox'::regclass)
+        <> (select p.proowner from pg_proc p where p.oid = format('outbox.%I()', function_name)::regprocedure) then
+        execute format(
+            'alter function outbox.%I() owner to %I', function_name,
+            (select pg_get_userbyid(c.relowner) from pg_class c where c.oid = 'outbox.outbox'::regclass)
+        );
+    end if;
+
+    -- Statement triggers fire for the table that a statement names, so partitions get them too. Foreign tables
+    -- can not have them.
+    for member in
+        select attach.relation
+        union
+        select m.relid from pg_partition_tree(attach.relation) as m
+        join pg_class c on c.oid = m.relid and c.relkind in ('r', 'p')
+    loop
+        if exists (
+            select from pg_trigger t
+            join pg_proc p on p.oid = t.tgfoid
+            where t.tgrelid = member and t.tgname in ('outbox_insert', 'outbox_update', 'outbox_delete')
+                and p.pronamespace <> 'outbox'::regnamespace
+        ) then
+            raise exception '% has a trigger of its own that is named like ours (outbox_insert, outbox_update or outbox_delete).', member
+                using errcode = 'duplicate_object';
+        end if;
+        execute format(
+            'create or replace trigger outbox_insert after insert on %s referencing new table as outbox_new '
+            'for each statement execute function outbox.%I()', member, function_name
+        );
+        execute format(
+            'create or replace trigger outbox_update after update on %s '
+            'referencing old table as outbox_old new table as outbox_new '
+            'for each statement execute function outbox.%I()', member, function_name
+        );
+        execute format(
+            'create or replace trigger outbox_delete after delete on %s referencing old table as outbox_old '
+            'for each statement execute function outbox.%I()', member, function_name
+        );
+    end loop;
+end
+$$;
+comment on function outbox.attach(regclass, text, text, text, text, regproc) is
+    'Captures each change of the table as an event of the resource. Again on the same table: an update of the options.';
+revoke execute on function outbox.attach(regclass, text, text, text, text, regproc) from public;
+
+create view outbox.attachments as
+select
+    t.tgrelid::regclass as relation,
+    d.options ->> 'resource' as resource,
+    d.options ->> 'key' as key,
+    d.options ->> 'location' as location,
+    d.options ->> 'product_transaction' as product_transaction,
+    d.options ->> 'serializer' as serializer,
+    p.proname::text as function
+from pg_catalog.pg_trigger as t
+inner join pg_catalog.pg_proc as p
+    on t.tgfoid = p.oid and p.pronamespace = 'outbox'::pg_catalog.regnamespace
+cross join lateral (select pg_catalog.obj_description(p.oid, 'pg_proc')::json as options) as d
+where t.tgname = 'outbox_insert' and not t.tgisinternal;
+comment on view outbox.attachments is 'The tables that are attached, read from the catalog: their triggers are the truth.';
+
+create function outbox.detach(relation regclass) returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    member regclass;
+    function_oids oid[];
+    function_oid oid;
+begin
+    if current_setting('lock_timeout') = '0' then
+        perform set_config('lock_timeout', '5s', true);
+    end if;
+    function_oids := array(
+        select distinct t.tgfoid
+        from pg_trigger t
+        join pg_proc p on p.oid = t.tgfoid and p.pronamespace = 'outbox'::regnamespace
+        where t.tgname in ('outbox_insert', 'outbox_update', 'outbox_delete')
+            and t.tgrelid in (select detach.relation union select m.relid from pg_partition_tree(detach.relation) as m)
+    );
+    for member in
+        select distinct t.tgrelid::regclass
+        from pg_trigger t
+        where t.tgfoid = any (function_oids) and not t.tgisinternal
+            and t.tgrelid in (select detach.relation union select m.relid from pg_partition_tree(detach.relation) as m)
+    loop
+        execute format('drop trigger if exists outbox_insert on %s', member);
+        execute format('drop trigger if exists outbox_update on %s', member);
+        execute format('drop trigger if exists outbox_delete on %s', member);
+    end loop;
+    foreach function_oid in array function_oids loop
+        if not exists (select from pg_trigger t where t.tgfoid = function_oid) then
+            execute format('drop function %s', function_oid::regprocedure);
+        end if;
+    end loop;
+    return cardinality(function_oids) > 0;
+end
+$$;
+comment on function outbox.detach(regclass) is
+    'Takes the triggers off the table and its partitions. Returns whether there were any. Captured events stay.';
+revoke execute on function outbox.detach(regclass) from public;

@@ -1,0 +1,11 @@
+-- Undoes 0002_tables.sql: all events, configs, deliveries and their history are lost.
+set local lock_timeout = '5s';
+lock table outbox.migrations in share row exclusive mode;
+delete from outbox.migrations where version = 2;
+
+drop function outbox.make_partitions(integer);
+drop table outbox.attempts;
+drop table outbox.deliveries;
+drop table outbox.postback_configs;
+drop table outbox.events;
+drop table outbox.outbox;

@@ -1,0 +1,31 @@
+-- Undoes 0003_capture.sql: every attached table is detached.
+set local lock_timeout = '5s';
+lock table outbox.migrations in share row exclusive mode;
+delete from outbox.migrations where version = 3;
+
+-- One by one: detaching a parent detaches its partitions, so each is looked at again.
+do $$
+declare
+    attached regclass;
+    orphan regprocedure;
+begin
+    loop
+        select a.relation into attached from outbox.attachments a limit 1;
+        exit when not found;
+        perform outbox.detach(attached);
+    end loop;
+    -- The function of a table that was dropped while attached.
+    for orphan in
+        select p.oid::regprocedure from pg_catalog.pg_proc p
+        where p.pronamespace = 'outbox'::regnamespace and p.proname like 'capture\_%'
+    loop
+        execute pg_catalog.format('drop function %s', orphan);
+    end loop;
+end
+$$;
+
+drop function outbox.detach(regclass);
+drop view outbox.attachments;
+drop function outbox.attach(regclass, text, text, text, text, regproc);
+drop function outbox.record_expression(regclass, text, regproc);
+drop sequence outbox.doorbell;
