@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 DEMO := $(if $(wildcard $(VENV)/.dev),$(VENV)/.dev,$(VENV)/.demo)
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check bench format clean
+.PHONY: help setup demo test check bench format clean FORCE
 
 help:
 	@echo "make demo     see contact changes arrive at a subscriber; Ctrl-C ends it"
@@ -35,7 +35,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/python .ci/check_sql
 	$(BIN)/squawk sql/*.sql
 	$(BIN)/hadolint Dockerfile
@@ -51,19 +51,19 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find outbox tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A half-made venv would look like a whole one to the next make: it goes. --clear, because a Python that was removed
-# from the machine leaves a venv whose `python` points nowhere.
-$(BIN)/python:
+# Made anew when its `python` points nowhere, because that Python was removed from the machine. A half-made one would
+# look whole to the next make, so it goes.
+$(VENV)/pyvenv.cfg: $(shell test -x $(BIN)/python || echo FORCE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "outbox needs Python 3.11 or newer, and '$(PYTHON)' is none. Name one: make … PYTHON=python3.13" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' || { \
 	    echo "'$(PYTHON)' cannot make virtual environments. On Debian: apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.demo: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
 	$(INSTALL) --editable '.[demo]'
 	@touch $@
 
-$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.dev: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
 	$(INSTALL) --editable '.[dev]'
 	@touch $@

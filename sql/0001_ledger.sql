@@ -32,4 +32,4 @@ comment on column outbox.migrations.checksum is
     'SHA-256 of the file as it was released, read with this value itself replaced by nothing.';
 
 insert into outbox.migrations (version, name, checksum)
-values (1, 'ledger', '');
+values (1, 'ledger', '1c53f0b8299095437dbcab6cf2af06e88fb91caaf21ca28ad0cf8b873b726de5');

@@ -4,7 +4,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (2, 'tables', '');
+values (2, 'tables', '4cda06fccb7268287ade2e01a4f6f51c7567b5322591bc84f81a34202ccc8532');
 
 -- What the triggers write and the daemon takes away within milliseconds. It has no index but its key, no
 -- foreign key and no partitions, so that the application's writer pays one plain insert.

@@ -3,7 +3,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (3, 'capture', '');
+values (3, 'capture', 'a1d0d27ea662d098e363fae7fa21d8c36904b3a010f259396b9ff1f493f242d6');
 
 -- The doorbell. 2: a daemon sleeps and wants to be woken; 1: nobody does. NOTIFY takes a lock that makes all
 -- committing transactions of the database queue, so a trigger notifies only for a sleeping daemon. A sequence,
@@ -243,8 +243,8 @@ begin
         '        where c.data is not null',
         attach.resource,
         (select format('concat_ws('','', %s)', string_agg(format('n.%I', k), ', ' order by n)) from unnest(key_columns) with ordinality as u (k, n)),
-        coalesce(format('n.%I::text', location), 'null::text'),
-        coalesce(format('n.%I::text', product_transaction), 'null::text')
+        coalesce('n.' || quote_ident(location) || '::text', 'null::text'),
+        coalesce('n.' || quote_ident(product_transaction) || '::text', 'null::text')
     );
     -- Unchanged rows cost one comparison of images; a changed image is sent if the record changed as subscribers
     -- see it. A row whose key changed has no old row: it is a change.

@@ -121,9 +121,10 @@ class Server:
         """The postmaster's process id while it runs."""
         return self._child.pid if self._child and self._child.poll() is None else None
 
-    def create(
-        self, bin_dir: str, version: int, settings: dict[str, str], password: str, *, tcp: bool
-    ) -> None:
+    def _runs(self) -> bool:
+        return self.pid is not None
+
+    def create(self, bin_dir: str, version: int, settings: dict[str, str], password: str, *, tcp: bool) -> None:
         """Make the temporary directory and a data directory in it."""
         self.home = home = self._new_home()
         self._bin = self._reachable(Path(bin_dir), home)
@@ -161,13 +162,13 @@ class Server:
 
     def start(self) -> None:
         """Start `postgres` and wait until it accepts connections."""
-        if self.home is None or self.pid:
+        if self.home is None or self._runs():
             return
         deadline = time.monotonic() + _START_SECONDS
         while True:
             log_before = (self.home / "server.log").stat().st_size
             self._run("postgres", ["-D", str(self.home / "data")])
-            while self.pid:
+            while self._runs():
                 if self._is_ready():
                     return
                 if time.monotonic() > deadline:
@@ -189,9 +190,7 @@ class Server:
         deadline = time.monotonic() + _STOP_SECONDS
         while self.pid:
             if time.monotonic() > deadline:
-                raise Refused(
-                    f"PostgreSQL did not stop ({mode}) within {_STOP_SECONDS:.0f} s{self._log_tail()}"
-                )
+                raise Refused(f"PostgreSQL did not stop ({mode}) within {_STOP_SECONDS:.0f} s{self._log_tail()}")
             _pause()
 
     def clean_up(self) -> None:
@@ -252,9 +251,7 @@ class Server:
         install = bin_dir.parent
         package = install.parent
         copy = home / "programs" / package.name
-        shutil.copytree(
-            install, copy / install.name, symlinks=True, ignore=shutil.ignore_patterns("include", "*.a")
-        )
+        shutil.copytree(install, copy / install.name, symlinks=True, ignore=shutil.ignore_patterns("include", "*.a"))
         for libraries, target in (
             (package / ".dylibs", copy / ".dylibs"),
             (package.parent / f"{package.name}.libs", copy.parent / f"{package.name}.libs"),

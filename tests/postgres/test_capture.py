@@ -1,0 +1,187 @@
+"""A change of an attached table is captured if and only if it is committed, as subscribers shall see it."""
+
+import json
+from typing import Any
+
+import psycopg
+import pytest
+
+CONTACTS = """
+    create table contacts (
+        id text primary key, location_id text, last_name text, note json, created_ts bigint default 1472325312
+    )
+"""
+
+
+@pytest.fixture
+def contacts(conn: psycopg.Connection) -> psycopg.Connection:
+    """A connection to a database whose contacts are attached."""
+    conn.execute(CONTACTS)
+    conn.execute("select outbox.attach('contacts', 'contact')")
+    return conn
+
+
+def captured(conn: psycopg.Connection) -> list[tuple[Any, ...]]:
+    return conn.execute("select type, resource_id, data::text from outbox.outbox order by seq").fetchall()
+
+
+def test_insert_update_delete_are_captured_with_the_record_of_that_moment(
+    contacts: psycopg.Connection,
+) -> None:
+    """CREATE and UPDATE carry the new row, DELETE the last one."""
+    contacts.execute("insert into contacts (id, location_id, last_name) values ('1', 'L', 'Jones')")
+    contacts.execute("update contacts set last_name = 'O''Neil & Söhne'")
+    contacts.execute("delete from contacts")
+    changes = captured(contacts)
+    assert [row[:2] for row in changes] == [("CREATE", "1"), ("UPDATE", "1"), ("DELETE", "1")]
+    assert changes[0][2] == '{"id":"1","location_id":"L","last_name":"Jones","note":null,"created_ts":1472325312}'
+    assert json.loads(changes[1][2])["last_name"] == "O'Neil & Söhne"
+    assert changes[2][2] == changes[1][2]
+
+
+def test_only_changed_rows_of_an_update_are_captured_and_a_changed_key_is(
+    contacts: psycopg.Connection,
+) -> None:
+    """A row that stays as it was sends nothing, in small statements and in large ones."""
+    contacts.execute("insert into contacts (id, last_name) select i::text, 'x' from generate_series(1, 1000) i")
+    contacts.execute("truncate outbox.outbox")
+    contacts.execute("update contacts set last_name = case when id = '7' then 'y' else last_name end")
+    contacts.execute("update contacts set id = 'new' where id = '8'")
+    contacts.execute("update contacts set last_name = last_name where id = '9'")
+    assert [row[:2] for row in captured(contacts)] == [("UPDATE", "7"), ("UPDATE", "new")]
+
+
+def test_rollback_and_suppress_capture_nothing(contacts: psycopg.Connection) -> None:
+    """What was not committed, or was told to keep quiet, is no event."""
+    with contacts.transaction(force_rollback=True):
+        contacts.execute("insert into contacts (id) values ('1')")
+    with contacts.transaction():
+        contacts.execute("set local outbox.suppress = 'on'")
+        contacts.execute("insert into contacts (id) values ('2')")
+    assert captured(contacts) == []
+
+
+def test_upsert_merge_copy_and_cascade_are_captured(contacts: psycopg.Connection) -> None:
+    """Each way to write a row is a way to change it."""
+    contacts.execute("create table notes (id int primary key, contact_id text references contacts on delete cascade)")
+    contacts.execute("select outbox.attach('notes', 'note')")
+    with contacts.cursor().copy("copy contacts (id) from stdin") as copy:
+        copy.write_row(["1"])
+    contacts.execute("insert into notes values (5, '1')")
+    contacts.execute(
+        "insert into contacts (id, last_name) values ('1', 'a'), ('2', 'b') "
+        "on conflict (id) do update set last_name = 'c'"
+    )
+    contacts.execute(
+        "merge into contacts c using (values ('2'), ('3')) s (id) on c.id = s.id "
+        "when matched then update set last_name = 'm' when not matched then insert (id) values (s.id)"
+    )
+    contacts.execute("delete from contacts where id = '1'")
+    assert sorted(row[:2] for row in captured(contacts)) == sorted(
+        [
+            ("CREATE", "1"), ("CREATE", "5"), ("UPDATE", "1"), ("CREATE", "2"), ("UPDATE", "2"), ("CREATE", "3"),
+            ("DELETE", "5"), ("DELETE", "1"),
+        ]
+    )  # fmt: skip
+
+
+def test_timestamps_named_ts_are_epoch_seconds(conn: psycopg.Connection) -> None:
+    """The contract sends *_ts as epoch seconds, however the table keeps them."""
+    conn.execute("create table t (id int primary key, created_ts timestamptz)")
+    conn.execute("select outbox.attach('t', 'thing')")
+    conn.execute("insert into t values (1, '2016-08-27 19:15:12.9+00')")
+    assert captured(conn)[0][2] == '{"id":1,"created_ts":1472325312}'
+
+
+def test_a_serializer_shapes_the_record(conn: psycopg.Connection) -> None:
+    """What the function returns is what is sent; a change that it does not show is none; null captures nothing."""
+    conn.execute("create table t (id int primary key, secret text, shown text)")
+    conn.execute(
+        "create function public.shape(t public.t) returns json language sql as "
+        "$$ select case when t.id > 0 then json_build_object('id', t.id, 'shown', t.shown) end $$"
+    )
+    conn.execute("select outbox.attach('t', 'thing', serializer => 'public.shape')")
+    conn.execute("insert into t values (1, 's', 'a'), (-1, 's', 'a')")
+    conn.execute("update t set secret = 'other' where id = 1")
+    conn.execute("update t set shown = 'b' where id = 1")
+    assert [row[:2] for row in captured(conn)] == [("CREATE", "1"), ("UPDATE", "1")]
+    assert json.loads(captured(conn)[1][2]) == {"id": 1, "shown": "b"}
+
+
+def test_partitions_are_captured_once_by_either_name(conn: psycopg.Connection) -> None:
+    """Writing to the parent or to the partition itself gives one event a change."""
+    conn.execute("create table p (id int, day int, primary key (id, day)) partition by list (day)")
+    conn.execute("create table p1 partition of p for values in (1)")
+    conn.execute("create table p2 partition of p for values in (2)")
+    conn.execute("select outbox.attach('p', 'part')")
+    conn.execute("insert into p values (1, 1)")
+    conn.execute("insert into p2 values (2, 2)")
+    conn.execute("update p set day = 2 where id = 1")
+    assert [row[:2] for row in captured(conn)] == [("CREATE", "1"), ("CREATE", "2"), ("UPDATE", "1")]
+
+
+def test_attaching_again_updates_and_detaching_undoes(contacts: psycopg.Connection) -> None:
+    """The second attach changes the options; detach leaves nothing behind."""
+    contacts.execute("select outbox.attach('contacts', 'person')")
+    contacts.execute("insert into contacts (id) values ('1')")
+    assert contacts.execute("select resource from outbox.outbox").fetchall() == [("person",)]
+    assert contacts.execute("select outbox.detach('contacts')").fetchall() == [(True,)]
+    assert contacts.execute("select outbox.detach('contacts')").fetchall() == [(False,)]
+    contacts.execute("insert into contacts (id) values ('2')")
+    left = "select count(*) from pg_proc where proname like 'capture\\_%' and pronamespace = 'outbox'::regnamespace"
+    assert contacts.execute(left).fetchall() == [(0,)]
+    assert len(captured(contacts)) == 1
+
+
+@pytest.mark.parametrize(
+    ("ddl", "call", "message"),
+    [
+        ("create table t (id int)", "outbox.attach('t', 'thing')", "has no key"),
+        (
+            "create table t (id int primary key)",
+            "outbox.attach('t', 'thing', key => 'nope')",
+            'no NOT NULL column "nope"',
+        ),
+        (
+            "create table t (id int primary key)",
+            "outbox.attach('t', 'thing', location => 'x')",
+            'no column "x"',
+        ),
+        ("create table t (id int primary key)", "outbox.attach('t', '')", "1 to 128 characters"),
+        (
+            "create view t as select 1 as id",
+            "outbox.attach('t', 'thing')",
+            "not an ordinary or partitioned table",
+        ),
+    ],
+)
+def test_what_can_not_be_attached_says_why(conn: psycopg.Connection, ddl: str, call: str, message: str) -> None:
+    """A wrong attach fails with its reason, not the application's next write."""
+    conn.execute(ddl.encode())
+    with pytest.raises(psycopg.Error, match=message):
+        conn.execute(f"select {call}".encode())
+
+
+def test_the_application_needs_no_right_on_our_schema(contacts: psycopg.Connection) -> None:
+    """A role that may only write its own table is captured, and can not read or write the outbox."""
+    contacts.execute("drop role if exists app")
+    contacts.execute("create role app")
+    contacts.execute("grant select, insert on contacts to app")
+    contacts.execute("set role app")
+    contacts.execute("insert into contacts (id) values ('1')")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        contacts.execute("select * from outbox.outbox")
+    contacts.execute("reset role")
+    assert len(captured(contacts)) == 1
+    contacts.execute("drop owned by app")
+    contacts.execute("drop role app")
+
+
+def test_the_doorbell_notifies_only_for_a_sleeping_daemon(contacts: psycopg.Connection) -> None:
+    """One notification for one sleep, none while everybody is awake."""
+    contacts.execute("listen outbox")
+    contacts.execute("insert into contacts (id) values ('1')")
+    contacts.execute("select setval('outbox.doorbell', 2)")
+    contacts.execute("insert into contacts (id) values ('2')")
+    contacts.execute("insert into contacts (id) values ('3')")
+    assert len(list(contacts.notifies(timeout=0, stop_after=5))) == 1

@@ -1,0 +1,83 @@
+"""The schema is installed, checked and undone alike by psql and by `outbox migrate`."""
+
+import asyncio
+from dataclasses import replace
+
+import psycopg
+import pytest
+
+from outbox.postgres.migrations import differences, known_migrations, migrate, sealed, sql_folder
+
+CATALOG = """
+    select 'class', c.relname::text, c.relkind::text from pg_class c where relnamespace = to_regnamespace('outbox')
+    union all
+    select 'function', p.oid::regprocedure::text, md5(p.prosrc) from pg_proc p
+    where pronamespace = to_regnamespace('outbox')
+    union all
+    select 'constraint', conname::text, pg_get_constraintdef(oid) from pg_constraint
+    where connamespace = to_regnamespace('outbox')
+    order by 1, 2
+"""
+
+
+def catalog(dsn: str) -> list[tuple[str, str, str]]:
+    with psycopg.connect(dsn) as conn:
+        return conn.execute(CATALOG).fetchall()
+
+
+def apply_file(dsn: str, text: str) -> None:
+    """Do what `psql -1 -f` does: one transaction, the file as it stands."""
+    with psycopg.connect(dsn) as conn:
+        conn.execute(text.encode())
+
+
+def test_files_applied_by_hand_and_by_the_command_give_the_same_schema_and_ledger(empty_db: str) -> None:
+    """Both ways may be mixed, and a second application changes nothing."""
+    first, *rest = known_migrations()
+    apply_file(empty_db, first.text)
+    assert asyncio.run(migrate(empty_db)) == rest
+    assert asyncio.run(migrate(empty_db)) == []
+    mixed = catalog(empty_db)
+    with pytest.raises(psycopg.Error):
+        apply_file(empty_db, rest[0].text)
+    assert catalog(empty_db) == mixed
+
+
+def test_each_undo_file_restores_the_catalog(empty_db: str) -> None:
+    """An undo file removes precisely what its file made, also where tables are attached."""
+    before = []
+    for migration in known_migrations():
+        before.append(catalog(empty_db))
+        apply_file(empty_db, migration.text)
+    with psycopg.connect(empty_db) as conn:
+        conn.execute("create table contacts (id int primary key)")
+        conn.execute("select outbox.attach('contacts', 'contact')")
+    for migration in reversed(known_migrations()):
+        apply_file(empty_db, (sql_folder() / "undo" / migration.file_name).read_text())
+        assert catalog(empty_db) == before.pop()
+
+
+def test_a_file_outside_of_a_transaction_is_refused(empty_db: str) -> None:
+    """Without psql -1 a file stops before it has done anything, so it can not be applied by half."""
+    with (
+        psycopg.connect(empty_db, autocommit=True) as conn,
+        pytest.raises(psycopg.errors.NoActiveSqlTransaction),
+    ):
+        conn.execute(known_migrations()[0].text.split(";")[0].encode())
+
+
+def test_differences_name_what_is_behind_ahead_and_edited() -> None:
+    """The check names each version that does not fit."""
+    known = known_migrations()
+    ledger = {migration.version: migration.checksum for migration in known}
+    assert differences(ledger, known) == []
+    assert "0003_capture.sql" in differences({1: known[0].checksum, 2: known[1].checksum}, known)[0]
+    assert "version 99" in differences({**ledger, 99: "x"}, known)[0]
+    edited = replace(known[0], text=known[0].text + "-- one more line\n")
+    assert "0001_ledger.sql" in differences(ledger, [edited, *known[1:]])[0]
+    assert "0001_ledger.sql" in differences({**ledger, 1: "0" * 64}, known)[0]
+
+
+def test_the_files_carry_their_checksums() -> None:
+    """Each file declares the checksum of its own text."""
+    assert [m.file_name for m in known_migrations() if sealed(m.text) != m.text] == []
