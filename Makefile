@@ -11,6 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 DEMO := $(if $(wildcard $(VENV)/.dev),$(VENV)/.dev,$(VENV)/.demo)
 
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 .PHONY: help setup demo test check bench format clean FORCE
 
 help:

@@ -3,6 +3,7 @@
 It lives as long as its owner, never longer: supervisor.py sees to that. No SQL is run here.
 """
 
+import contextlib
 import importlib.util
 import json
 import re
@@ -70,12 +71,12 @@ def embedded_binaries() -> list[Binaries]:
 class EmbeddedPostgres:
     """A PostgreSQL of one's own in a temporary directory; a context manager.
 
-    However its owner ends (return, exception, SIGTERM, SIGKILL, Ctrl-C), the server ends and the directory goes.
+    However its owner ends (return, exception, SIGTERM, SIGKILL, Ctrl-C), the server ends and its files go.
     As root it runs as the user `nobody`. A child that was forked without exec holds it alive as well.
 
     `binaries`: which PostgreSQL, by default the newest of the `demo` extra. `fsync=False` is faster and
-    loses data on a crash of the machine. `settings` go to postgresql.conf. With `tcp` it listens on 127.0.0.1 too,
-    where it wants the password. Every failure raises EmbeddedPostgresError.
+    loses data on a crash of the machine. `settings` go to postgresql.conf. With `tcp` it listens on
+    127.0.0.1 too, where it wants the password. Every failure raises EmbeddedPostgresError.
     """
 
     def __init__(
@@ -131,8 +132,9 @@ class EmbeddedPostgres:
             return
         process, self._supervisor, self._state = self._supervisor, None, {}
         for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
+            with contextlib.suppress(BrokenPipeError):  # a request that it did not live to read
+                if pipe is not None:
+                    pipe.close()
         process.wait()  # it gives each step a deadline and ends with SIGKILL
 
     def start_server(self) -> None:
@@ -140,7 +142,7 @@ class EmbeddedPostgres:
         self._ask("start")
 
     def stop_server(self, mode: StopMode = "fast") -> None:
-        """Take PostgreSQL away and keep its data; `immediate` is a crash, `smart` waits for the clients to go."""
+        """Take PostgreSQL away and keep its data; `immediate` is a crash, `smart` waits for the clients."""
         self._ask("stop", mode=mode)
 
     def restart(self, mode: StopMode = "fast") -> None:

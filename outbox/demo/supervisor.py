@@ -1,7 +1,7 @@
 """The process that owns an embedded Postgres: it outlives its owner by the moment that cleaning up takes.
 
 Started by embedded.py as a plain file, so it imports the standard library and nothing of outbox. Requests and
-replies are JSON, one a line, on stdin and stdout; the end of stdin means that the owner is gone, whatever the cause.
+replies are JSON, one a line, on stdin and stdout; the end of stdin means that the owner is gone, however it went.
 """
 
 import json
@@ -119,14 +119,17 @@ class Server:
     @property
     def pid(self) -> int | None:
         """The postmaster's process id while it runs."""
-        return self._child.pid if self._child and self._child.poll() is None else None
+        return self._child.pid if self._child and self._runs() else None
+
+    def _runs(self) -> bool:
+        return self._child is not None and self._child.poll() is None
 
     def _runs(self) -> bool:
         return self.pid is not None
 
     def create(self, bin_dir: str, version: int, settings: dict[str, str], password: str, *, tcp: bool) -> None:
         """Make the temporary directory and a data directory in it."""
-        self.home = home = self._new_home()
+        home = self._make_home()
         self._bin = self._reachable(Path(bin_dir), home)
         settings = {"unix_socket_directories": str(home), "listen_addresses": "", **settings}
         arguments = [
@@ -149,7 +152,7 @@ class Server:
             arguments.append(f"--pwfile={secret}")
         self._run("initdb", arguments)
         deadline = time.monotonic() + _INITDB_SECONDS
-        while self.pid:
+        while self._runs():
             if time.monotonic() > deadline:
                 raise Refused(f"initdb did not end within {_INITDB_SECONDS:.0f} s{self._log_tail()}")
             _pause()
@@ -183,12 +186,12 @@ class Server:
             _pause(0.05)
 
     def stop(self, mode: str) -> None:
-        """Stop `postgres` in one of its three ways and wait for its end; nothing to do when it does not run."""
-        if not (self._child and self.pid):
+        """Stop `postgres` in one of its three ways and wait for its end; do nothing when it does not run."""
+        if not (self._child and self._runs()):
             return
         self._child.send_signal(_SIGNALS[mode])
         deadline = time.monotonic() + _STOP_SECONDS
-        while self.pid:
+        while self._runs():
             if time.monotonic() > deadline:
                 raise Refused(f"PostgreSQL did not stop ({mode}) within {_STOP_SECONDS:.0f} s{self._log_tail()}")
             _pause()
@@ -196,7 +199,7 @@ class Server:
     def clean_up(self) -> None:
         """End the child, more firmly each time, and remove the directory."""
         for signum, patience in _LAST_ORDERS:
-            if not (self._child and self.pid):
+            if not (self._child and self._runs()):
                 break
             self._child.send_signal(signum)
             self._child.send_signal(signal.SIGCONT)  # a stopped process heeds nothing but SIGKILL
@@ -211,7 +214,7 @@ class Server:
             if self.home.exists():
                 time.sleep(0.05)
 
-    def _new_home(self) -> Path:
+    def _make_home(self) -> Path:
         """Make a private directory whose socket path is short enough and that the server's user can reach."""
         for parent in dict.fromkeys((Path(tempfile.gettempdir()).resolve(), Path("/tmp").resolve())):  # noqa: S108
             sample = parent / "outbox-pg-12345678" / ".s.PGSQL.12345"
@@ -219,7 +222,7 @@ class Server:
                 continue
             if self._account and not all(each.stat().st_mode & 0o001 for each in (parent, *parent.parents)):
                 continue
-            home = Path(tempfile.mkdtemp(prefix="outbox-pg-", dir=parent))
+            self.home = home = Path(tempfile.mkdtemp(prefix="outbox-pg-", dir=parent))
             self._give(home)
             (home / "server.log").touch()
             return home
@@ -230,7 +233,7 @@ class Server:
             os.chown(path, self._account["user"], self._account["group"])
 
     def _reachable(self, bin_dir: Path, home: Path) -> Path:
-        """Return where the server's user can run the programs: as they are, or copied (a home may be 0700)."""
+        """Return where the server's user can run the programs: as they are, or copied out of a 0700 home."""
         if not self._account:
             return bin_dir
         try:
@@ -266,8 +269,8 @@ class Server:
     def _run(self, program: str, arguments: list[str]) -> None:
         if self.home is None:
             raise Refused("not created")
-        # PGDATA, PGPORT, PGOPTIONS … of the owner's environment are meant for another server. UTC spares initdb
-        # the search for the local time zone's name; LC_ALL keeps macOS from starting threads.
+        # PGDATA, PGPORT, PGOPTIONS … of the owner's environment are meant for another server. UTC spares
+        # initdb the search for the local time zone's name; LC_ALL keeps macOS from starting threads.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
         with (self.home / "server.log").open("ab") as log:
             self._child = subprocess.Popen(  # noqa: S603 - the program that we were told to run
@@ -281,7 +284,7 @@ class Server:
             )
 
     def _is_ready(self) -> bool:
-        """Read what `pg_ctl -w` reads: the pid on the first line and the state on the eighth of postmaster.pid."""
+        """Read what `pg_ctl -w` reads in postmaster.pid: the pid on line 1 and the state on line 8."""
         if self.home is None:
             return False
         try:
@@ -296,7 +299,7 @@ class Server:
 
 
 def _free_port() -> int:
-    """Return a loopback port below the ephemeral range, where no client's socket takes it during a restart."""
+    """Return a loopback port below the ephemeral range: no client's socket takes it during a restart."""
     for port in random.sample(range(20000, 32768), 200):
         with socket.socket() as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

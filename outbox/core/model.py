@@ -1,0 +1,130 @@
+"""The nouns: what is subscribed, what is owed, what came back. Values only; no I/O and no decisions."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+
+class EventType(StrEnum):
+    """What happened to the record (contract: `type`)."""
+
+    CREATE = "CREATE"
+    UPDATE = "UPDATE"
+    DELETE = "DELETE"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostbackConfig:
+    """A subscription: what to watch and whom to tell (contract §1). Times are the database's."""
+
+    id: UUID
+    location_id: str | None
+    resource: str
+    product_transaction_id: str | None
+    url: str
+    on_create: bool
+    on_update: bool
+    on_delete: bool
+    is_active: bool
+    number_of_attempts: int
+    attempt_interval: int
+    """Seconds from the end of one try to the next."""
+    basic_auth_username: str | None = field(repr=False)
+    """A Fernet token, not clear text; so is the password."""
+    basic_auth_password: str | None = field(repr=False)
+    expands: str
+    format: str
+    paused_at: datetime | None
+    created_at: datetime
+    modified_at: datetime
+    deleted_at: datetime | None
+    revision: int
+    """Counts edits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A claimed delivery: an event owed to a config, leased to us for one try."""
+
+    event_id: UUID
+    config_id: UUID
+    attempt: int
+    """Number of this try, from 1, counted over replays. It is the fence of the settle."""
+    attempts_at_replay: int
+    """Tries that do not count against the budget, because they came before the last replay."""
+    config_revision: int
+    type: str | None
+    """None when the event was removed from the history: there is nothing left to send."""
+    resource: str | None
+    data: str | None
+    """The record as JSON text, frozen in the writer's transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a subscriber answered to one POST."""
+
+    status: int
+    body: bytes = b""
+    """The first bytes only."""
+    retry_after: int | None = None
+    """Seconds that the answer asks us to wait."""
+
+
+class FailureKind(StrEnum):
+    """Why there is no complete answer."""
+
+    RESOLVE = "resolve"
+    CONNECT = "connect"
+    TLS = "tls"
+    TIMEOUT = "timeout"
+    BROKEN = "broken"
+    OVERSIZED = "oversized"
+    FORBIDDEN = "forbidden"
+    MISSING = "missing"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A try without a complete answer; `message` is for people."""
+
+    kind: FailureKind
+    message: str
+    status: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The subscriber acknowledged: nothing is owed any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Try again `after` seconds from the end of this try."""
+
+    after: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """Out of tries: kept, shown, replayable."""
+
+    reason: str
+
+
+Outcome = Delivered | Retry | Dead
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One finished try, ready to be settled."""
+
+    delivery: Delivery
+    outcome: Outcome
+    status: int | None
+    answer: bytes
+    duration_ms: int
+    started_at: float
+    """Seconds on the daemon's monotonic clock; the database's clock turns it into a time."""
