@@ -4,7 +4,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (2, 'tables', '4cda06fccb7268287ade2e01a4f6f51c7567b5322591bc84f81a34202ccc8532');
+values (2, 'tables', '7a7b4966011b276ad4038e3ae046eaa73e2e6cc7d491a9b5a718aa33e5ab69d2');
 
 -- What the triggers write and the daemon takes away within milliseconds. It has no index but its key, no
 -- foreign key and no partitions, so that the application's writer pays one plain insert.
@@ -105,14 +105,15 @@ create table outbox.deliveries (
     event_created_at timestamptz not null,
     state text not null default 'pending',
     attempts integer not null default 0,
-    attempts_at_replay integer not null default 0,
+    attempts_uncounted integer not null default 0,
+    leased boolean not null default false,
     due_at timestamptz not null default now(),
     died_at timestamptz,
     last_error text,
     constraint deliveries_pkey primary key (event_id, config_id),
     constraint deliveries_state check (state in ('pending', 'dead')),
     constraint deliveries_died_at check ((state = 'dead') = (died_at is not null)),
-    constraint deliveries_attempts check (attempts >= attempts_at_replay and attempts_at_replay >= 0)
+    constraint deliveries_attempts check (attempts >= attempts_uncounted and attempts_uncounted >= 0)
 ) with (
     fillfactor = 80,
     autovacuum_vacuum_scale_factor = 0.02,
@@ -125,7 +126,10 @@ comment on column outbox.deliveries.due_at is
     'When it may be tried. Claiming moves it past the lease, so a claimer that dies gives it back by dying.';
 comment on column outbox.deliveries.attempts is
     'Tries begun, ever. It is also the fence: a try settles only the delivery that still has its number.';
-comment on column outbox.deliveries.attempts_at_replay is 'Value of attempts when the budget of tries last began anew.';
+comment on column outbox.deliveries.attempts_uncounted is
+    'Tries among attempts that use up no budget: those before the last replay, and those whose outcome nobody knows.';
+comment on column outbox.deliveries.leased is
+    'A daemon has it in hand until due_at. Due and still leased: that daemon died, and its try is an unknown one.';
 comment on column outbox.deliveries.event_created_at is 'Finds the event''s partition.';
 create index deliveries_due on outbox.deliveries (config_id, due_at) where state = 'pending';
 create index deliveries_dead on outbox.deliveries (config_id, died_at) where state = 'dead';

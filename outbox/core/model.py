@@ -51,8 +51,10 @@ class Delivery:
     config_id: UUID
     attempt: int
     """Number of this try, from 1, counted over replays. It is the fence of the settle."""
-    attempts_at_replay: int
-    """Tries that do not count against the budget, because they came before the last replay."""
+    attempts_uncounted: int
+    """Tries that use up no budget: those before the last replay, and those whose outcome nobody knows."""
+    event_created_at: datetime
+    """With the id it finds the event in its partition."""
     config_revision: int
     type: str | None
     """None when the event was removed from the history: there is nothing left to send."""

@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 from urllib.parse import quote
 
 from outbox.demo import supervisor
+from outbox.errors import OutboxError
 
 StopMode = Literal["smart", "fast", "immediate"]
 
@@ -33,7 +34,7 @@ _SMALL = MappingProxyType(
 _UNSAFE = MappingProxyType({"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"})
 
 
-class EmbeddedPostgresError(RuntimeError):
+class EmbeddedPostgresError(OutboxError, RuntimeError):
     """The embedded PostgreSQL is not installed, or did not do what was asked."""
 
 

@@ -119,10 +119,7 @@ class Server:
     @property
     def pid(self) -> int | None:
         """The postmaster's process id while it runs."""
-        return self._child.pid if self._child and self._runs() else None
-
-    def _runs(self) -> bool:
-        return self._child is not None and self._child.poll() is None
+        return self._child.pid if self._child and self._child.poll() is None else None
 
     def _runs(self) -> bool:
         return self.pid is not None

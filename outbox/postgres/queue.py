@@ -4,16 +4,12 @@ Only the database's now() decides when something is due. No statement here holds
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, assert_never
 from uuid import UUID
 
 from psycopg import AsyncConnection
 
-from outbox.core.model import Attempt, Dead, Delivered, Delivery, Retry
-
-NOBODY = UUID(int=0)
-
-_COLUMNS = "event_id, config_id, attempts, attempts_at_replay, revision, type, resource, data"
+from outbox.core.model import Attempt, Dead, Delivered, Delivery, Outcome, Retry
 
 # Route: outbox rows become events and their deliveries, in one statement, so that a crash loses or doubles nothing.
 #
@@ -24,7 +20,7 @@ _COLUMNS = "event_id, config_id, attempts, attempts_at_replay, revision, type, r
 # The event's id carries seq in its first 60 bits (ids sort by capture) and 62 random ones (never the same id twice,
 # also after a restored backup set the sequence back). The first `slots` deliveries, at most `room` per config, are
 # leased at once and come back ready to send: the happy path is insert, delete, log, and no update.
-_ROUTE = f"""
+_ROUTE = """
 with taken as materialized (
     select o.seq from outbox.outbox as o
     where o.seq > %(low)s order by o.seq limit %(rows)s
@@ -60,14 +56,15 @@ with taken as materialized (
     where m.sends and m.place <= coalesce(b.room, %(room)s)
     order by m.place, m.seq limit %(slots)s
 ), owed as (
-    insert into outbox.deliveries (event_id, config_id, event_created_at, attempts, due_at)
-    select m.event_id, m.config_id, m.created_at, (l.event_id is not null)::integer,
+    insert into outbox.deliveries (event_id, config_id, event_created_at, attempts, leased, due_at)
+    select m.event_id, m.config_id, m.created_at, (l.event_id is not null)::integer, l.event_id is not null,
         now() + case when l.event_id is null then interval '0' else make_interval(secs => %(lease)s) end
     from matched as m left join leased as l using (event_id, config_id)
     order by m.event_id, m.config_id
 )
 select (select count(*) from named)::integer as routed, (select max(seq) from named) as seq,
-    l.event_id, l.config_id, 1 as attempts, 0 as attempts_at_replay, m.revision, n.type, n.resource, n.data::text
+    l.event_id, l.config_id, 1 as attempts, 0 as attempts_uncounted, n.created_at, m.revision, n.type,
+    n.resource, n.data::text
 from (select 1) as one
 left join leased as l on true
 left join matched as m using (event_id, config_id)
@@ -80,7 +77,7 @@ left join named as n on n.id = l.event_id
 # owe before it finds another's. This one walks the partial index config by config: one probe for each that owes
 # anything, then a few rows of each. It begins after the config that was served last, and what it does not need is
 # never read, so its cost follows the number of indebted configs and not the size of the debt.
-_CLAIM = f"""
+_CLAIM = """
 with recursive indebted (config_id) as (
     (
         select d.config_id from outbox.deliveries as d
@@ -103,8 +100,10 @@ with recursive indebted (config_id) as (
         order by d.due_at
         limit (
             select coalesce(
-                (select b.room from unnest(%(busy)s::uuid[], %(rooms)s::integer[]) as b (id, room) where b.id = i.config_id),
-                %(room)s
+                (
+                    select b.room from unnest(%(busy)s::uuid[], %(rooms)s::integer[]) as b (id, room)
+                    where b.id = i.config_id
+                ), %(room)s
             )
         )
         for no key update skip locked
@@ -112,11 +111,13 @@ with recursive indebted (config_id) as (
     limit %(slots)s
 ), claimed as (
     update outbox.deliveries as d
-    set attempts = d.attempts + 1, due_at = now() + make_interval(secs => %(lease)s)
+    set attempts = d.attempts + 1, leased = true, due_at = now() + make_interval(secs => %(lease)s),
+        -- Still leased: its claimer died. The outcome of that try is unknown, so it is repeated and uses up nothing.
+        attempts_uncounted = d.attempts_uncounted + d.leased::integer
     from picked as p where d.event_id = p.event_id and d.config_id = p.config_id
-    returning d.event_id, d.config_id, d.event_created_at, d.attempts, d.attempts_at_replay, p.revision
+    returning d.event_id, d.config_id, d.event_created_at, d.attempts, d.attempts_uncounted, p.revision
 )
-select {_COLUMNS} from (
+select event_id, config_id, attempts, attempts_uncounted, event_created_at, revision, type, resource, data from (
     select c.*, e.type, e.resource, e.data::text as data
     from claimed as c
     left join lateral (
@@ -133,10 +134,13 @@ _SETTLE = """
 with outcome as materialized (
     select * from unnest(
         %(event)s::uuid[], %(config)s::uuid[], %(number)s::integer[], %(outcome)s::text[], %(after)s::integer[],
-        %(reason)s::text[], %(status)s::smallint[], %(answer)s::text[], %(duration)s::integer[], %(age)s::float8[]
-    ) as o (event_id, config_id, number, outcome, after, reason, status, answer, duration_ms, age)
+        %(reason)s::text[], %(status)s::smallint[], %(answer)s::text[], %(duration)s::integer[],
+        %(age)s::float8[], %(created)s::timestamptz[]
+    ) as o (event_id, config_id, number, outcome, after, reason, status, answer, duration_ms, age, created_at)
 ), held as materialized (
-    select d.event_id, d.config_id, o.outcome, o.after, o.reason
+    -- The wait counts from the end of the try, also when the database was away since.
+    select d.event_id, d.config_id, o.outcome, o.reason,
+        now() + make_interval(secs => o.after - o.age + o.duration_ms / 1000.0) as due_at
     from outcome as o join outbox.deliveries as d
         on d.event_id = o.event_id and d.config_id = o.config_id and d.attempts = o.number and d.state = 'pending'
     order by d.event_id, d.config_id
@@ -146,7 +150,7 @@ with outcome as materialized (
     where d.event_id = h.event_id and d.config_id = h.config_id and h.outcome = 'delivered'
 ), repeated as (
     update outbox.deliveries as d
-    set due_at = now() + make_interval(secs => h.after), last_error = h.reason,
+    set due_at = h.due_at, last_error = h.reason, leased = false,
         state = case when h.outcome = 'dead' then 'dead' else 'pending' end,
         died_at = case when h.outcome = 'dead' then now() end
     from held as h
@@ -155,16 +159,17 @@ with outcome as materialized (
     insert into outbox.attempts
         (event_id, config_id, number, at, event_created_at, duration_ms, outcome, status, error, answer)
     select o.event_id, o.config_id, o.number, now() - make_interval(secs => o.age),
-        now(), o.duration_ms, o.outcome, o.status, o.reason, o.answer
+        o.created_at, o.duration_ms, o.outcome, o.status, o.reason, o.answer
     from outcome as o
 )
 select o.event_id, o.config_id, o.number from outcome as o
 where not exists (select from held as h where h.event_id = o.event_id and h.config_id = o.config_id)
 """
 
-# Release: gives claimed deliveries back, untried and due at once. Fenced like a settle.
+# Release: gives claimed deliveries back, untried. Fenced like a settle.
 _RELEASE = """
-update outbox.deliveries as d set attempts = d.attempts - 1, due_at = now()
+update outbox.deliveries as d
+set attempts = d.attempts - 1, leased = false, due_at = now() + make_interval(secs => %(after)s)
 from unnest(%(event)s::uuid[], %(config)s::uuid[], %(number)s::integer[]) as r (event_id, config_id, number)
 where d.event_id = r.event_id and d.config_id = r.config_id and d.attempts = r.number and d.state = 'pending'
 """
@@ -218,16 +223,10 @@ async def settle(conn: AsyncConnection, attempts: Sequence[Attempt], *, clock: f
     """
     columns: dict[str, list[Any]] = {
         "event": [], "config": [], "number": [], "outcome": [], "after": [], "reason": [],
-        "status": [], "answer": [], "duration": [], "age": [],
+        "status": [], "answer": [], "duration": [], "age": [], "created": [],
     }  # fmt: skip
     for attempt in attempts:
-        match attempt.outcome:
-            case Delivered():
-                name, after, reason = "delivered", 0, None
-            case Retry(after, reason):
-                name = "retry"
-            case Dead(reason):
-                name, after = "dead", 0
+        name, after, reason = _outcome_columns(attempt.outcome)
         columns["event"].append(attempt.delivery.event_id)
         columns["config"].append(attempt.delivery.config_id)
         columns["number"].append(attempt.delivery.attempt)
@@ -237,13 +236,14 @@ async def settle(conn: AsyncConnection, attempts: Sequence[Attempt], *, clock: f
         columns["status"].append(attempt.status)
         columns["answer"].append(_storable(attempt.answer.decode("utf-8", "replace")) or None)
         columns["duration"].append(attempt.duration_ms)
+        columns["created"].append(attempt.delivery.event_created_at)
         columns["age"].append(clock - attempt.started_at)
     cursor = await conn.execute(_SETTLE.encode(), columns)
     return await cursor.fetchall()
 
 
-async def release(conn: AsyncConnection, deliveries: Iterable[Delivery]) -> int:
-    """Give claimed deliveries back untried; they are due at once. Returns how many were still ours."""
+async def release(conn: AsyncConnection, deliveries: Iterable[Delivery], *, after: float = 0) -> int:
+    """Give claimed deliveries back untried, due in `after` seconds. Returns how many were still ours."""
     given = list(deliveries)
     cursor = await conn.execute(
         _RELEASE.encode(),
@@ -251,9 +251,22 @@ async def release(conn: AsyncConnection, deliveries: Iterable[Delivery]) -> int:
             "event": [delivery.event_id for delivery in given],
             "config": [delivery.config_id for delivery in given],
             "number": [delivery.attempt for delivery in given],
+            "after": after,
         },
     )
     return cursor.rowcount
+
+
+def _outcome_columns(outcome: Outcome) -> tuple[str, int, str | None]:
+    match outcome:
+        case Delivered():
+            return "delivered", 0, None
+        case Retry():
+            return "retry", outcome.after, outcome.reason
+        case Dead():
+            return "dead", 0, outcome.reason
+        case _:
+            assert_never(outcome)
 
 
 def _storable(text: str | None) -> str | None:

@@ -1,0 +1,154 @@
+"""Route, claim, settle and release keep every promise of the queue, each in one statement."""
+
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from outbox.core.model import Attempt, Dead, Delivered, Delivery, Outcome, Retry
+from outbox.postgres import queue
+from outbox.postgres.pool import Link
+
+START = UUID(int=0)
+
+
+@pytest.fixture
+async def aconn(db: str) -> AsyncIterator[psycopg.AsyncConnection]:
+    """A connection set up as the daemon's are."""
+    link = Link(db, "test")
+    yield await link.connection()
+    await link.drop()
+
+
+@pytest.fixture
+def contacts(conn: psycopg.Connection) -> psycopg.Connection:
+    """An attached table of contacts."""
+    conn.execute("create table contacts (id int primary key, location_id text, name text)")
+    conn.execute("select outbox.attach('contacts', 'contact')")
+    return conn
+
+
+def add_config(conn: psycopg.Connection, **fields: object) -> UUID:
+    fields = {"location_id": "L", "resource": "contact", "url": "http://127.0.0.1/", **fields}
+    names, marks = ", ".join(fields), ", ".join(["%s"] * len(fields))
+    query = f"insert into outbox.postback_configs ({names}) values ({marks}) returning id"  # noqa: S608 - our own names
+    row = conn.execute(query.encode(), list(fields.values())).fetchone()
+    assert row is not None
+    return UUID(str(row[0]))
+
+
+async def route(conn: psycopg.AsyncConnection, slots: int = 0, room: int = 10) -> tuple[int, list[Delivery]]:
+    routed, _, leased = await queue.route(conn, low=0, rows=1000, slots=slots, room=room, rooms={}, lease=60)
+    return routed, leased
+
+
+async def claim(conn: psycopg.AsyncConnection, slots: int = 100, room: int = 10) -> list[Delivery]:
+    return await queue.claim(conn, after=START, slots=slots, room=room, rooms={}, lease=60)
+
+
+async def settle(conn: psycopg.AsyncConnection, delivery: Delivery, outcome: Outcome) -> int:
+    now = time.monotonic()
+    return len(await queue.settle(conn, [Attempt(delivery, outcome, 200, b"ok\0", 5, now - 1)], clock=now))
+
+
+def owed(conn: psycopg.Connection) -> list[tuple[str, int]]:
+    return conn.execute("select state, attempts from outbox.deliveries order by event_id, config_id").fetchall()
+
+
+async def test_route_makes_one_event_and_a_delivery_for_each_config_that_wants_it(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """Location, type, activity and merchant account decide; an event that nobody wants is kept as well."""
+    wanted = {add_config(contacts), add_config(contacts), add_config(contacts, location_id=None)}
+    add_config(contacts, location_id="M")
+    add_config(contacts, on_create=False)
+    add_config(contacts, is_active=False)
+    add_config(contacts, resource="other")
+    add_config(contacts, product_transaction_id="p")
+    contacts.execute("insert into contacts values (1, 'L', 'a'), (2, 'nowhere', 'b')")
+    routed, leased = await route(aconn, slots=10)
+    assert routed == 2
+    assert {delivery.config_id for delivery in leased if delivery.data and '"id":1' in delivery.data} == wanted
+    assert contacts.execute("select count(*) from outbox.events").fetchone() == (2,)
+    assert contacts.execute("select count(*) from outbox.outbox").fetchone() == (0,)
+    assert owed(contacts) == [("pending", 1)] * 4
+
+
+async def test_ids_sort_in_the_order_of_capture(contacts: psycopg.Connection, aconn: psycopg.AsyncConnection) -> None:
+    """The order of the ids is the order in which the changes were captured."""
+    contacts.execute("insert into contacts select i, 'L', 'x' from generate_series(1, 300) i")
+    await route(aconn)
+    rows = contacts.execute("select resource_id::int from outbox.events order by id").fetchall()
+    assert [row[0] for row in rows] == list(range(1, 301))
+
+
+async def test_route_leases_no_more_than_there_are_slots_and_room(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """What is not leased is due at once, and a claim gets the rest."""
+    add_config(contacts)
+    add_config(contacts)
+    contacts.execute("insert into contacts select i, 'L', 'x' from generate_series(1, 5) i")
+    _, leased = await route(aconn, slots=3, room=2)
+    assert len(leased) == 3
+    assert len(await claim(aconn)) == 7
+
+
+async def test_claim_takes_at_most_its_room_of_each_config_and_nothing_twice(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """A config that owes much does not keep another's deliveries waiting."""
+    big = add_config(contacts)
+    contacts.execute("insert into contacts select i, 'L', 'x' from generate_series(1, 50) i")
+    await route(aconn)
+    small = add_config(contacts)
+    contacts.execute("insert into contacts values (51, 'L', 'x'), (52, 'L', 'x')")
+    await route(aconn)
+    first = await claim(aconn, room=3)
+    assert Counter(delivery.config_id for delivery in first) == {big: 3, small: 2}
+    second = await claim(aconn, room=100)
+    assert len(second) == 49
+    assert not {(d.event_id, d.config_id) for d in first} & {(d.event_id, d.config_id) for d in second}
+
+
+@pytest.mark.parametrize(("column", "value"), [("is_active", False), ("paused_at", "now"), ("deleted_at", "now")])
+async def test_claim_leaves_what_is_held(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection, column: str, value: object
+) -> None:
+    """What an inactive, paused or deleted config owes is not sent."""
+    config = add_config(contacts)
+    contacts.execute("insert into contacts values (1, 'L', 'x')")
+    await route(aconn)
+    contacts.execute(f"update outbox.postback_configs set {column} = %s where id = %s".encode(), [value, config])  # noqa: S608 - our own names
+    assert await claim(aconn) == []
+
+
+@pytest.mark.parametrize("outcome", [Delivered(), Retry(300, "status 500"), Dead("status 500")])
+async def test_a_late_settle_changes_nothing(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection, outcome: Outcome
+) -> None:
+    """Who lost the lease settles nothing, on acknowledge, retry and death alike; the try is logged all the same."""
+    add_config(contacts)
+    contacts.execute("insert into contacts values (1, 'L', 'x')")
+    _, [late] = await route(aconn, slots=1)
+    contacts.execute("update outbox.deliveries set due_at = now()")
+    [current] = await claim(aconn)
+    before = contacts.execute("select * from outbox.deliveries").fetchall()
+    assert await settle(aconn, late, outcome) == 1
+    assert contacts.execute("select * from outbox.deliveries").fetchall() == before
+    assert await settle(aconn, current, outcome) == 0
+    assert owed(contacts) == {"Delivered": [], "Retry": [("pending", 2)], "Dead": [("dead", 2)]}[type(outcome).__name__]
+    assert contacts.execute("select count(*) from outbox.attempts").fetchone() == (2,)
+
+
+async def test_release_gives_back_untried(contacts: psycopg.Connection, aconn: psycopg.AsyncConnection) -> None:
+    """A released delivery is due at once, with the same number for its next try."""
+    add_config(contacts)
+    contacts.execute("insert into contacts values (1, 'L', 'x')")
+    _, [leased] = await route(aconn, slots=1)
+    assert await queue.release(aconn, [leased]) == 1
+    assert await queue.release(aconn, [leased]) == 0
+    assert await claim(aconn) == [leased]
