@@ -1,4 +1,4 @@
-"""Certificates for test servers: an authority of our own, what it signs, and self-signed ones. Nothing here is secret."""
+"""Certificates for test servers: an authority of our own, what it signs, and self-signed ones. None is secret."""
 
 import datetime as dt
 import ipaddress

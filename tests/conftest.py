@@ -116,7 +116,7 @@ def own_server() -> Iterator[StartServer]:
 
 
 @pytest.fixture(scope="session")
-def _dsn_of_version(server_dsn: str, pg_version: int) -> Iterator[dict[int, str]]:
+def _dsn_of_version(server_dsn: str, pg_version: int) -> dict[int, str]:
     """The servers that run already, by version; `every_postgres` adds the others when a test asks."""
     return {pg_version: server_dsn}
 

@@ -1,0 +1,82 @@
+"""What commands share: options made from the settings, JSON output, and the way into asyncio."""
+
+import asyncio
+import datetime as dt
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+from uuid import UUID
+
+import click
+
+from outbox import settings as settings_
+
+Command = Callable[..., Any]
+T = TypeVar("T")
+
+
+def settings(*names: str, required: tuple[str, ...] = ("dsn",)) -> Callable[[Command], Command]:
+    """Give a command the options of these settings, and itself a `settings: Settings` argument instead of them."""
+    shown = [name for name in names if not settings_.BY_NAME[name].metadata["secret"]]
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def wrapper(**arguments: Any) -> Any:  # noqa: ANN401 - click passes anything
+            given = {name: arguments.pop(name, None) for name in shown}
+            # A flag would show in the process list.
+            given |= {name: os.environ.get(settings_.variable(name)) for name in names if name not in shown}
+            return command(settings=settings_.read(given, required=required), **arguments)
+
+        for name in reversed(shown):
+            meta = settings_.BY_NAME[name].metadata
+            text = meta["help"] + (f" Default: {meta['default']}." if meta["default"] else "")
+            wrapper = click.option(
+                f"--{name.replace('_', '-')}",
+                name,
+                envvar=settings_.variable(name),
+                show_envvar=True,
+                help=text,
+            )(wrapper)
+        return wrapper
+
+    return decorate
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def print_json(value: object) -> None:
+    """Print a value as JSON; times become ISO 8601, ids strings."""
+    click.echo(json.dumps(value, default=_plain, ensure_ascii=False, indent=2))
+
+
+def _plain(value: object) -> object:
+    match value:
+        case dt.datetime():
+            return value.isoformat()
+        case UUID():
+            return str(value)
+        case _:
+            raise TypeError(f"{type(value)} has no JSON form")
+
+
+def run_async(main: Coroutine[Any, Any, T]) -> T:
+    """Run it to its end, on uvloop where there is one."""
+    if sys.platform != "win32":
+        try:
+            import uvloop  # noqa: PLC0415 - not on every platform
+        except ImportError:
+            pass
+        else:
+            return uvloop.run(main)
+    return asyncio.run(main)
+
+
+def needed(dsn: str | None) -> str:
+    """Return the DSN of a command whose settings were read; those that require it have it."""
+    if dsn is None:
+        raise settings_.missing("dsn")
+    return dsn

@@ -1,0 +1,139 @@
+"""Every setting: its name, its form, its default. Read from strings, all faults told at once; used by no core module.
+
+A setting `name` is the flag `--name` and the environment variable `OUTBOX_NAME`; a secret is a variable only,
+because a process list shows flags.
+"""
+
+import dataclasses
+import ipaddress
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from outbox.errors import UsageError
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
+
+
+class _WrongError(ValueError):
+    """A value that a setting does not accept; the message says what it accepts."""
+
+
+def _count(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"\d{1,9}", text) or not least <= int(text) <= most:
+            raise _WrongError(f"a whole number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def _seconds(least: float, most: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        found = _DURATION.fullmatch(text)
+        value = float(found[1]) * _UNITS[found[2] or "s"] if found else -1.0
+        if not least <= value <= most:
+            raise _WrongError(f"a time from {least:g} to {most:g} seconds, such as 15, 500ms, 30s, 5m, 12h or 30d")
+        return value
+
+    return parse
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    try:
+        return tuple(ipaddress.ip_network(each.strip()) for each in text.split(",") if each.strip())
+    except ValueError as error:
+        raise _WrongError(
+            f"networks in CIDR form, separated by commas, such as 127.0.0.0/8,10.1.0.0/16 ({error})"
+        ) from None
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not re.fullmatch(r"\d{1,5}", port) or int(port) > 65535:  # noqa: PLR2004 - the last port
+        raise _WrongError("host:port, such as 127.0.0.1:8080 or [::1]:8080")
+    return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port)
+
+
+def _text(text: str) -> str:
+    return text
+
+
+def _keys(text: str) -> tuple[str, ...]:
+    keys = tuple(each.strip() for each in text.split(",") if each.strip())
+    if not all(re.fullmatch(r"[A-Za-z0-9_-]{43}=", each) for each in keys):
+        raise _WrongError("Fernet keys (44 characters of URL-safe base64), newest first, separated by commas")
+    return keys
+
+
+def _setting(parse: Callable[[str], Any], default: str | None, text: str, *, secret: bool = False) -> Any:  # noqa: ANN401 - a field descriptor, which dataclasses type as its value
+    return field(
+        default=None if default is None else parse(default),
+        metadata={"parse": parse, "default": default, "help": text, "secret": secret},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings in their final types. Times are seconds."""
+
+    dsn: str | None = _setting(_text, None, "The database: a libpq URL or key=value list.")
+    concurrency: int = _setting(_count(1, 10_000), "200", "POSTs in flight at most, in each process.")
+    max_in_flight_per_config: int = _setting(_count(1, 10_000), "20", "POSTs in flight at most, for one config.")
+    poll_interval: float = _setting(_seconds(0.05, 3600), "1", "Longest sleep before the database is asked again.")
+    request_timeout: float = _setting(_seconds(0.1, 600), "15", "One deadline over connect, headers and body.")
+    drain_timeout: float = _setting(_seconds(0, 3600), "30", "How long POSTs in flight may take to finish at the end.")
+    workers: int = _setting(_count(1, 256), "1", "Processes that share the work.")
+    retention: float = _setting(_seconds(86_400, 86_400 * 3650), "30d", "How long history is kept.")
+    min_attempt_interval: int = _setting(_count(1, 300), "300", "Least attempt_interval that a config may have.")
+    allow_networks: tuple[Network, ...] = _setting(
+        _networks, "", "Networks that may be posted to although they are not globally routable, separated by commas."
+    )
+    secret_key: tuple[str, ...] = _setting(
+        _keys, "", "Keys that encrypt what configs keep secret, newest first, separated by commas.", secret=True
+    )
+    listen: tuple[str, int] | None = _setting(_address, None, "host:port of /livez and /readyz. Default: nowhere.")
+
+    def __repr__(self) -> str:
+        """Show no secret: the DSN may hold a password."""
+        return "Settings(…)"
+
+
+BY_NAME = {each.name: each for each in dataclasses.fields(Settings)}
+
+
+def variable(name: str) -> str:
+    """Return the environment variable of a setting."""
+    return f"OUTBOX_{name.upper()}"
+
+
+def read(given: Mapping[str, str | None], *, required: Collection[str] = ("dsn",)) -> Settings:
+    """Return the settings from strings; a name that is absent or None has its default.
+
+    Raises UsageError that names all that are wrong or missing.
+    """
+    values: dict[str, Any] = {}
+    faults = []
+    for name, text in given.items():
+        if text is None:
+            continue
+        try:
+            values[name] = BY_NAME[name].metadata["parse"](text)
+        except _WrongError as wrong:
+            shown = "what it holds" if BY_NAME[name].metadata["secret"] else repr(text)
+            faults.append(f"{variable(name)}: {shown} is not {wrong}.")
+    faults += [str(missing(name)) for name in required if not given.get(name)]
+    if faults:
+        raise UsageError("\n".join(faults))
+    return Settings(**values)
+
+
+def missing(name: str) -> UsageError:
+    """Return the error for a setting that is needed and not set."""
+    if name == "dsn":
+        return UsageError("OUTBOX_DSN is not set: name the database, e.g. postgresql://user@host/name, or use --dsn.")
+    return UsageError(f"{variable(name)} is not set.")
