@@ -4,7 +4,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (2, 'tables', '7a7b4966011b276ad4038e3ae046eaa73e2e6cc7d491a9b5a718aa33e5ab69d2');
+values (2, 'tables', 'c2b25c502b9e0990cbf2aa1b17feac3d5f25234ad725f73618ecedf0527ae130');
 
 -- What the triggers write and the daemon takes away within milliseconds. It has no index but its key, no
 -- foreign key and no partitions, so that the application's writer pays one plain insert.
@@ -112,6 +112,7 @@ create table outbox.deliveries (
     last_error text,
     constraint deliveries_pkey primary key (event_id, config_id),
     constraint deliveries_state check (state in ('pending', 'dead')),
+    constraint deliveries_leased check (state = 'pending' or not leased),
     constraint deliveries_died_at check ((state = 'dead') = (died_at is not null)),
     constraint deliveries_attempts check (attempts >= attempts_uncounted and attempts_uncounted >= 0)
 ) with (

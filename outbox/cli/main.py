@@ -4,7 +4,7 @@ import click
 import psycopg
 
 from outbox import __version__
-from outbox.cli import schema
+from outbox.cli import config, deliveries, demo, run, schema, status
 from outbox.errors import OutboxError, UsageError
 
 
@@ -26,5 +26,15 @@ def main() -> None:
     """Tell subscribers of every committed change of a row."""
 
 
-for _command in (schema.migrate,):
+for _command in (
+    schema.migrate,
+    schema.attach,
+    schema.detach,
+    config.config,
+    run.run,
+    deliveries.deliveries,
+    deliveries.replay_,
+    status.status,
+    demo.demo,
+):
     main.add_command(_command)

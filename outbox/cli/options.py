@@ -1,18 +1,23 @@
 """What commands share: options made from the settings, JSON output, and the way into asyncio."""
 
 import asyncio
+import contextlib
 import datetime as dt
 import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 from uuid import UUID
 
 import click
+import psycopg
 
 from outbox import settings as settings_
+from outbox.errors import OutboxError, SchemaError
+from outbox.postgres import migrations
+from outbox.postgres.pool import Link
 
 Command = Callable[..., Any]
 T = TypeVar("T")
@@ -80,3 +85,26 @@ def needed(dsn: str | None) -> str:
     if dsn is None:
         raise settings_.missing("dsn")
     return dsn
+
+
+@contextlib.asynccontextmanager
+async def connect(settings: settings_.Settings) -> AsyncIterator[psycopg.AsyncConnection]:
+    """Open an autocommit connection; a database that lacks our schema, or has another one, is told as such.
+
+    Raises OutboxError or SchemaError in place of the database's "does not exist".
+    """
+    link = Link(needed(settings.dsn), "command", settings=None)
+    try:
+        conn = await link.connection()
+        try:
+            yield conn
+        except psycopg.ProgrammingError as error:
+            # Asked only after something was missing: a command that works pays no round trip for it.
+            ledger = await migrations.applied(conn)
+            if not ledger:
+                raise OutboxError("The database has no outbox schema. Run: outbox migrate") from error
+            if problems := migrations.differences(ledger, migrations.known_migrations()):
+                raise SchemaError("\n".join(problems)) from error
+            raise
+    finally:
+        await link.drop()

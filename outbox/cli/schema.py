@@ -3,9 +3,9 @@
 import click
 import psycopg
 
-from outbox.cli import options
+from outbox.cli import options, plain
 from outbox.errors import OutboxError
-from outbox.postgres import migrations
+from outbox.postgres import capture, migrations
 from outbox.settings import Settings
 
 
@@ -37,3 +37,66 @@ def migrate(settings: Settings, *, check: bool, show: bool) -> None:
 async def _ledger(dsn: str) -> dict[int, str]:
     async with await psycopg.AsyncConnection.connect(dsn) as conn:
         return await migrations.applied(conn)
+
+
+@click.command()
+@options.settings("dsn")
+@click.argument("table")
+@click.option("--resource", required=True, help="What subscribers call it, such as contact.")
+@click.option("--key", help="Column, or columns separated by commas, of the record's id. Default: id, else the key.")
+@click.option("--location", help="Column of the location. Default: location_id where there is one. '' for none.")
+@click.option(
+    "--product-transaction",
+    help="Column of the merchant account. Default: product_transaction_id where there is one. '' for none.",
+)
+@click.option("--serializer", help="Function of one row that returns the json to send. Default: the row's columns.")
+def attach(
+    settings: Settings,
+    *,
+    table: str,
+    resource: str,
+    key: str | None,
+    location: str | None,
+    product_transaction: str | None,
+    serializer: str | None,
+) -> None:
+    """Capture each change of TABLE as an event of the resource. Again on the same table: an update of its options.
+
+    TABLE is named as in SQL: public.contacts. It may be partitioned; it needs a primary key or another unique key.
+    """
+    attachment = options.run_async(
+        _attach(
+            settings, table, resource, key=key, location=location,
+            product_transaction=product_transaction, serializer=serializer,
+        )
+    )  # fmt: skip
+    click.echo(f"Attached {plain.clean(attachment.relation)}:")
+    plain.print_fields(
+        [
+            ("resource", plain.cell(attachment.resource)),
+            ("key", plain.cell(attachment.key)),
+            ("location", plain.cell(attachment.location)),
+            ("product transaction", plain.cell(attachment.product_transaction)),
+            ("serializer", plain.cell(attachment.serializer)),
+        ]
+    )
+
+
+@click.command()
+@options.settings("dsn")
+@click.argument("table")
+def detach(settings: Settings, table: str) -> None:
+    """Stop capturing TABLE. What was captured is still delivered."""
+    was_attached = options.run_async(_detach(settings, table))
+    name = plain.clean(table)
+    click.echo(f"Detached {name}." if was_attached else f"Nothing to do: {name} is not attached.")
+
+
+async def _attach(settings: Settings, table: str, resource: str, **columns: str | None) -> capture.Attachment:
+    async with options.connect(settings) as conn:
+        return await capture.attach(conn, table, resource, **columns)
+
+
+async def _detach(settings: Settings, table: str) -> bool:
+    async with options.connect(settings) as conn:
+        return await capture.detach(conn, table)

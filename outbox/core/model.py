@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import ClassVar
 from uuid import UUID
 
 
@@ -100,11 +101,15 @@ class Failure:
 class Delivered:
     """The subscriber acknowledged: nothing is owed any more."""
 
+    name: ClassVar = "delivered"
+    reason: ClassVar[None] = None
+
 
 @dataclass(frozen=True, slots=True)
 class Retry:
     """Try again `after` seconds from the end of this try."""
 
+    name: ClassVar = "retry"
     after: int
     reason: str
 
@@ -113,6 +118,7 @@ class Retry:
 class Dead:
     """Out of tries: kept, shown, replayable."""
 
+    name: ClassVar = "dead"
     reason: str
 
 
@@ -128,5 +134,5 @@ class Attempt:
     status: int | None
     answer: bytes
     duration_ms: int
-    started_at: float
-    """Seconds on the daemon's monotonic clock; the database's clock turns it into a time."""
+    at: datetime
+    """When it began, by the database's clock. The same however often the settle is repeated."""

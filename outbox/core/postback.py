@@ -1,5 +1,6 @@
 """The request that a subscriber receives: form body and headers (contract §2). Bytes in their final form; no I/O."""
 
+import base64
 from uuid import UUID
 
 from yarl import URL
@@ -25,3 +26,8 @@ def headers(event_id: UUID, *, timestamp: int, user_agent: str, authorization: s
     if authorization is not None:
         found["Authorization"] = authorization
     return found
+
+
+def basic_authorization(username: str, password: str | None) -> str:
+    """Return the value of the Authorization header for HTTP Basic, in UTF-8 (RFC 7617)."""
+    return "Basic " + base64.b64encode(f"{username}:{password or ''}".encode()).decode("ascii")

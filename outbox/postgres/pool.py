@@ -3,30 +3,46 @@
 import contextlib
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 # The queue's tables swing between empty and full faster than statistics follow, so its connections forbid the plans
-# that only empty tables deserve. JIT would take longer than any of our statements.
-_QUEUE_SETTINGS = "set jit = off; set enable_seqscan = off; set enable_hashjoin = off; set enable_mergejoin = off"
+# that only empty tables deserve. Planning each time and JIT would take longer than many of our statements.
+_QUEUE_SETTINGS = """
+    set plan_cache_mode = force_generic_plan; set jit = off;
+    set enable_seqscan = off; set enable_hashjoin = off; set enable_mergejoin = off
+"""
+
+# A host that vanished without a word is noticed, and not only when the kernel gives up after a quarter of an hour.
+_KEEPALIVE = {
+    "connect_timeout": 10,
+    "keepalives_idle": 20,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+
+TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, OSError)
+"""What passes when the database is back: connection lost or refused, shutdown, deadlock, disk full."""
 
 
 class Link:
     """One autocommit connection to the database, for one task at a time.
 
-    After an OperationalError call `drop`; the next `connection` opens a new one, or raises what keeps it from that.
+    After one of TRANSIENT call `drop`; the next `connection` opens a new one, or raises what keeps it from that.
     """
 
     def __init__(self, dsn: str, name: str, *, settings: str | None = _QUEUE_SETTINGS) -> None:
-        self._dsn = dsn
-        self._name = name
+        # What the DSN says itself stands.
+        self._dsn = make_conninfo(
+            "", **(_KEEPALIVE | {"fallback_application_name": f"outbox {name}"} | conninfo_to_dict(dsn))
+        )
         self._settings = settings
         self._conn: psycopg.AsyncConnection | None = None
 
     async def connection(self) -> psycopg.AsyncConnection:
         """Return the connection, opened if need be."""
         if self._conn is None or self._conn.closed:
-            conn = await psycopg.AsyncConnection.connect(
-                self._dsn, autocommit=True, fallback_application_name=f"outbox {self._name}", connect_timeout=10
-            )
+            conn = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
             if self._settings:
                 await conn.execute(self._settings.encode())
             self._conn = conn

@@ -4,12 +4,14 @@ Only the database's now() decides when something is due. No statement here holds
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, assert_never
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from psycopg import AsyncConnection
 
-from outbox.core.model import Attempt, Dead, Delivered, Delivery, Outcome, Retry
+from outbox.core.model import Attempt, Delivery, Retry
 
 # Route: outbox rows become events and their deliveries, in one statement, so that a crash loses or doubles nothing.
 #
@@ -40,8 +42,8 @@ with taken as materialized (
     select n.id, n.created_at, n.type, n.resource, n.resource_id, n.location_id, n.product_transaction_id, n.data
     from named as n
 ), matched as materialized (
-    select n.seq, n.id as event_id, c.id as config_id, n.created_at, c.revision, c.paused_at is null as sends,
-        row_number() over (partition by c.id order by n.seq) as place
+    select n.*, c.id as config_id, c.revision,
+        case when c.paused_at is null then row_number() over (partition by c.id order by n.seq) end as place
     from named as n
     cross join lateral (
         select c.id, c.revision, c.paused_at from outbox.postback_configs as c
@@ -50,25 +52,25 @@ with taken as materialized (
             and (c.product_transaction_id is null or c.product_transaction_id = n.product_transaction_id)
             and case n.type when 'CREATE' then c.on_create when 'UPDATE' then c.on_update else c.on_delete end
     ) as c
-), leased as materialized (
-    select m.event_id, m.config_id from matched as m
-    left join unnest(%(busy)s::uuid[], %(rooms)s::integer[]) as b (config_id, room) using (config_id)
-    where m.sends and m.place <= coalesce(b.room, %(room)s)
-    order by m.place, m.seq limit %(slots)s
+), ranked as materialized (
+    -- The first of each config come before the second of any: one that is owed much leaves slots to the others.
+    select m.*, fits and row_number() over (order by fits desc, m.place, m.seq) <= %(slots)s as leased
+    from (
+        select m.*, coalesce(m.place <= coalesce(b.room, %(room)s), false) as fits from matched as m
+        left join unnest(%(busy)s::uuid[], %(rooms)s::integer[]) as b (config_id, room) using (config_id)
+    ) as m
 ), owed as (
     insert into outbox.deliveries (event_id, config_id, event_created_at, attempts, leased, due_at)
-    select m.event_id, m.config_id, m.created_at, (l.event_id is not null)::integer, l.event_id is not null,
-        now() + case when l.event_id is null then interval '0' else make_interval(secs => %(lease)s) end
-    from matched as m left join leased as l using (event_id, config_id)
-    order by m.event_id, m.config_id
+    select r.id, r.config_id, r.created_at, r.leased::integer, r.leased,
+        now() + case when r.leased then make_interval(secs => %(lease)s) else interval '0' end
+    from ranked as r
+    order by r.id, r.config_id
 )
-select (select count(*) from named)::integer as routed, (select max(seq) from named) as seq,
-    l.event_id, l.config_id, 1 as attempts, 0 as attempts_uncounted, n.created_at, m.revision, n.type,
-    n.resource, n.data::text
+select now(), (select count(*) from named)::integer as routed, (select max(seq) from named) as seq,
+    r.id, r.config_id, 1 as attempts, 0 as attempts_uncounted, r.created_at, r.revision, r.type, r.resource,
+    r.data::text
 from (select 1) as one
-left join leased as l on true
-left join matched as m using (event_id, config_id)
-left join named as n on n.id = l.event_id
+left join ranked as r on r.leased
 """
 
 # Claim: due deliveries, fair over configs.
@@ -117,7 +119,8 @@ with recursive indebted (config_id) as (
     from picked as p where d.event_id = p.event_id and d.config_id = p.config_id
     returning d.event_id, d.config_id, d.event_created_at, d.attempts, d.attempts_uncounted, p.revision
 )
-select event_id, config_id, attempts, attempts_uncounted, event_created_at, revision, type, resource, data from (
+select now(), event_id, config_id, attempts, attempts_uncounted, event_created_at, revision, type, resource, data
+from (
     select c.*, e.type, e.resource, e.data::text as data
     from claimed as c
     left join lateral (
@@ -127,22 +130,28 @@ select event_id, config_id, attempts, attempts_uncounted, event_created_at, revi
 ) as ready
 """
 
-# Settle: many outcomes in one statement. Each is fenced by its attempt: a delivery that was claimed again since has
-# another number, and nothing of it is changed; the try is logged all the same. Rows are locked in the order of their
-# key, so that two that settle can not wait for each other.
+# Settle: many outcomes in one statement. Each is fenced by its attempt and its lease: a delivery that was claimed,
+# released or replayed since has another number or no lease, and nothing of it is changed; the try is logged all the
+# same. Rows are locked in the order of their key, so that two that settle can not wait for each other. A settle whose
+# answer was lost is repeated as it was: the second time changes nothing.
 _SETTLE = """
 with outcome as materialized (
     select * from unnest(
         %(event)s::uuid[], %(config)s::uuid[], %(number)s::integer[], %(outcome)s::text[], %(after)s::integer[],
         %(reason)s::text[], %(status)s::smallint[], %(answer)s::text[], %(duration)s::integer[],
-        %(age)s::float8[], %(created)s::timestamptz[]
-    ) as o (event_id, config_id, number, outcome, after, reason, status, answer, duration_ms, age, created_at)
+        %(at)s::timestamptz[], %(created)s::timestamptz[]
+    ) with ordinality
+        as o (event_id, config_id, number, outcome, after, reason, status, answer, duration_ms, at, created_at, place)
 ), held as materialized (
     -- The wait counts from the end of the try, also when the database was away since.
-    select d.event_id, d.config_id, o.outcome, o.reason,
-        now() + make_interval(secs => o.after - o.age + o.duration_ms / 1000.0) as due_at
+    --
+    -- The tempting `and d.state = 'pending'`, which `leased` implies, would let a planner that believes the table empty
+    -- take the index of what is due: it would read all that the config owes for each of its deliveries.
+    select o.place, d.event_id, d.config_id, o.outcome, o.reason,
+        o.at + make_interval(secs => o.after + o.duration_ms / 1000.0) as due_at
     from outcome as o join outbox.deliveries as d
-        on d.event_id = o.event_id and d.config_id = o.config_id and d.attempts = o.number and d.state = 'pending'
+        on d.event_id = o.event_id and d.config_id = o.config_id and d.attempts = o.number
+            and d.leased
     order by d.event_id, d.config_id
     for no key update of d
 ), acknowledged as (
@@ -158,12 +167,11 @@ with outcome as materialized (
 ), logged as (
     insert into outbox.attempts
         (event_id, config_id, number, at, event_created_at, duration_ms, outcome, status, error, answer)
-    select o.event_id, o.config_id, o.number, now() - make_interval(secs => o.age),
-        o.created_at, o.duration_ms, o.outcome, o.status, o.reason, o.answer
+    select o.event_id, o.config_id, o.number, o.at, o.created_at, o.duration_ms, o.outcome, o.status, o.reason, o.answer
     from outcome as o
+    on conflict do nothing
 )
-select o.event_id, o.config_id, o.number from outcome as o
-where not exists (select from held as h where h.event_id = o.event_id and h.config_id = o.config_id)
+select h.place from held as h
 """
 
 # Release: gives claimed deliveries back, untried. Fenced like a settle.
@@ -171,24 +179,36 @@ _RELEASE = """
 update outbox.deliveries as d
 set attempts = d.attempts - 1, leased = false, due_at = now() + make_interval(secs => %(after)s)
 from unnest(%(event)s::uuid[], %(config)s::uuid[], %(number)s::integer[]) as r (event_id, config_id, number)
-where d.event_id = r.event_id and d.config_id = r.config_id and d.attempts = r.number and d.state = 'pending'
+where d.event_id = r.event_id and d.config_id = r.config_id and d.attempts = r.number
+    and d.leased
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What a route or a claim leased to us."""
+
+    deliveries: list[Delivery]
+    now: datetime | None
+    """The database's time of the lease; None when there is nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Routed(Claimed):
+    """What a route did."""
+
+    rows: int
+    """Outbox rows that became events."""
+    top: int | None
+    """The highest seq among them."""
+
+
 async def route(
-    conn: AsyncConnection,
-    *,
-    low: int,
-    rows: int,
-    slots: int,
-    room: int,
-    rooms: Mapping[UUID, int],
-    lease: float,
-) -> tuple[int, int | None, list[Delivery]]:
+    conn: AsyncConnection, *, low: int, rows: int, slots: int, room: int, rooms: Mapping[UUID, int], lease: float
+) -> Routed:
     """Turn up to `rows` outbox rows above `low` into events and deliveries.
 
-    Returns how many were routed, the highest seq among them, and the deliveries leased to us: at most `slots`,
-    at most `rooms[config]` or else `room` of one config, for `lease` seconds.
+    Leases to us at most `slots` of them, at most `rooms[config]` or else `room` of one config, for `lease` seconds.
     """
     cursor = await conn.execute(
         _ROUTE.encode(),
@@ -198,13 +218,13 @@ async def route(
         },
     )  # fmt: skip
     found = await cursor.fetchall()
-    routed, seq = found[0][:2]
-    return routed, seq, [Delivery(*row[2:]) for row in found if row[2] is not None]
+    now, routed, top = found[0][:3]
+    return Routed([Delivery(*row[3:]) for row in found if row[3] is not None], now, routed, top)
 
 
 async def claim(
     conn: AsyncConnection, *, after: UUID, slots: int, room: int, rooms: Mapping[UUID, int], lease: float
-) -> list[Delivery]:
+) -> Claimed:
     """Lease up to `slots` due deliveries for `lease` seconds, walking the configs whose id is above `after`."""
     cursor = await conn.execute(
         _CLAIM.encode(),
@@ -213,33 +233,35 @@ async def claim(
             "busy": list(rooms), "rooms": list(rooms.values()),
         },
     )  # fmt: skip
-    return [Delivery(*row) for row in await cursor.fetchall()]
+    found = await cursor.fetchall()
+    return Claimed([Delivery(*row[1:]) for row in found], found[0][0] if found else None)
 
 
-async def settle(conn: AsyncConnection, attempts: Sequence[Attempt], *, clock: float) -> list[tuple[UUID, UUID, int]]:
-    """Record finished tries. `clock`: the monotonic clock now.
+async def settle(conn: AsyncConnection, attempts: Sequence[Attempt]) -> list[Attempt]:
+    """Record finished tries, each once, however often it is repeated.
 
-    Returns those whose lease was lost (event, config, attempt): they changed no delivery.
+    Returns those whose lease was lost: they changed no delivery.
     """
     columns: dict[str, list[Any]] = {
         "event": [], "config": [], "number": [], "outcome": [], "after": [], "reason": [],
-        "status": [], "answer": [], "duration": [], "age": [], "created": [],
+        "status": [], "answer": [], "duration": [], "at": [], "created": [],
     }  # fmt: skip
     for attempt in attempts:
-        name, after, reason = _outcome_columns(attempt.outcome)
+        outcome = attempt.outcome
         columns["event"].append(attempt.delivery.event_id)
         columns["config"].append(attempt.delivery.config_id)
         columns["number"].append(attempt.delivery.attempt)
-        columns["outcome"].append(name)
-        columns["after"].append(after)
-        columns["reason"].append(_storable(reason))
+        columns["outcome"].append(outcome.name)
+        columns["after"].append(outcome.after if isinstance(outcome, Retry) else 0)
+        columns["reason"].append(_storable(outcome.reason))
         columns["status"].append(attempt.status)
         columns["answer"].append(_storable(attempt.answer.decode("utf-8", "replace")) or None)
         columns["duration"].append(attempt.duration_ms)
+        columns["at"].append(attempt.at)
         columns["created"].append(attempt.delivery.event_created_at)
-        columns["age"].append(clock - attempt.started_at)
     cursor = await conn.execute(_SETTLE.encode(), columns)
-    return await cursor.fetchall()
+    settled = {place for (place,) in await cursor.fetchall()}
+    return [attempt for place, attempt in enumerate(attempts, start=1) if place not in settled]
 
 
 async def release(conn: AsyncConnection, deliveries: Iterable[Delivery], *, after: float = 0) -> int:
@@ -257,18 +279,18 @@ async def release(conn: AsyncConnection, deliveries: Iterable[Delivery], *, afte
     return cursor.rowcount
 
 
-def _outcome_columns(outcome: Outcome) -> tuple[str, int, str | None]:
-    match outcome:
-        case Delivered():
-            return "delivered", 0, None
-        case Retry():
-            return "retry", outcome.after, outcome.reason
-        case Dead():
-            return "dead", 0, outcome.reason
-        case _:
-            assert_never(outcome)
-
-
 def _storable(text: str | None) -> str | None:
     """Replace what PostgreSQL's text can not hold; a subscriber chooses these bytes."""
     return None if text is None else text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
+# The doorbell: raised before sleeping, cleared by the first capture after. Read first, because each setval is WAL.
+_RAISE_DOORBELL = """
+select setval('outbox.doorbell', 2) from outbox.doorbell where last_value <> 2
+"""
+
+
+async def raise_doorbell(conn: AsyncConnection) -> bool:
+    """Ask to be notified of the next capture. Returns whether nobody had asked: then look once more before sleeping."""
+    cursor = await conn.execute(_RAISE_DOORBELL.encode())
+    return await cursor.fetchone() is not None

@@ -1,6 +1,6 @@
 """Route, claim, settle and release keep every promise of the queue, each in one statement."""
 
-import time
+import datetime as dt
 from collections import Counter
 from collections.abc import AsyncIterator
 from uuid import UUID
@@ -41,17 +41,16 @@ def add_config(conn: psycopg.Connection, **fields: object) -> UUID:
 
 
 async def route(conn: psycopg.AsyncConnection, slots: int = 0, room: int = 10) -> tuple[int, list[Delivery]]:
-    routed, _, leased = await queue.route(conn, low=0, rows=1000, slots=slots, room=room, rooms={}, lease=60)
-    return routed, leased
+    routed = await queue.route(conn, low=0, rows=1000, slots=slots, room=room, rooms={}, lease=60)
+    return routed.rows, routed.deliveries
 
 
 async def claim(conn: psycopg.AsyncConnection, slots: int = 100, room: int = 10) -> list[Delivery]:
-    return await queue.claim(conn, after=START, slots=slots, room=room, rooms={}, lease=60)
+    return (await queue.claim(conn, after=START, slots=slots, room=room, rooms={}, lease=60)).deliveries
 
 
 async def settle(conn: psycopg.AsyncConnection, delivery: Delivery, outcome: Outcome) -> int:
-    now = time.monotonic()
-    return len(await queue.settle(conn, [Attempt(delivery, outcome, 200, b"ok\0", 5, now - 1)], clock=now))
+    return len(await queue.settle(conn, [Attempt(delivery, outcome, 200, b"ok\0", 5, dt.datetime.now(dt.UTC))]))
 
 
 def owed(conn: psycopg.Connection) -> list[tuple[str, int]]:

@@ -1,0 +1,147 @@
+"""What each benchmark stands on: a PostgreSQL of its own, a receiver process, a daemon process, and the record."""
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from outbox import __version__
+from outbox.cli.options import run_async
+from outbox.demo.contacts import DDL
+from outbox.demo.embedded import EmbeddedPostgres
+from outbox.postgres.migrations import migrate
+
+RESULTS = Path(__file__).parent / "results"
+LOCATION = "23948sdnfia1129i9asf92"
+
+
+class ReceiverProcess:
+    """A receiver in a process of its own; `delay`: seconds before each answer."""
+
+    def __init__(self, *, delay: float = 0.0, keep_times: bool = False) -> None:
+        arguments = [sys.executable, "-m", "benchmarks.receiver", str(delay), *(["times"] if keep_times else [])]
+        self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603 - ourselves
+        self.url = f"http://127.0.0.1:{self._line()}/postback"
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None  # noqa: S101 - for the type checker
+        return self.process.stdout.readline().strip()
+
+    def ask(self, what: str) -> Any:  # noqa: ANN401 - JSON
+        """Ask for `count` or `times`."""
+        assert self.process.stdin is not None  # noqa: S101 - for the type checker
+        self.process.stdin.write(f"{what}\n")
+        self.process.stdin.flush()
+        return json.loads(self._line())
+
+    def close(self) -> None:
+        """End it."""
+        assert self.process.stdin is not None  # noqa: S101 - for the type checker
+        assert self.process.stdout is not None  # noqa: S101 - for the type checker
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
+
+
+@contextmanager
+def receiver(*, delay: float = 0.0, keep_times: bool = False) -> Iterator[ReceiverProcess]:
+    """Run a receiver."""
+    started = ReceiverProcess(delay=delay, keep_times=keep_times)
+    try:
+        yield started
+    finally:
+        started.close()
+
+
+@contextmanager
+def database(**settings: str) -> Iterator[str]:
+    """Run a PostgreSQL with our schema and an attached, empty table of contacts; give its DSN."""
+    with EmbeddedPostgres(settings={"shared_buffers": "256MB", **settings}) as server:
+        run_async(migrate(server.dsn))
+        with psycopg.connect(server.dsn, autocommit=True) as conn:
+            conn.execute(DDL)
+            conn.execute("select outbox.attach('public.contacts', 'contact')")
+        yield server.dsn
+
+
+def add_config(conn: psycopg.Connection, url: str, **fields: Any) -> None:  # noqa: ANN401 - any column's value
+    """Subscribe a URL to the contacts of LOCATION."""
+    columns = {"location_id": LOCATION, "resource": "contact", "url": url, **fields}
+    names, marks = ", ".join(columns), ", ".join(["%s"] * len(columns))
+    query = f"insert into outbox.postback_configs ({names}) values ({marks})"  # noqa: S608 - our own names
+    conn.execute(query.encode(), list(columns.values()))
+
+
+def add_contacts(conn: psycopg.Connection, count: int) -> None:
+    """Create contacts in one statement; each is captured."""
+    conn.execute(
+        "insert into public.contacts (location_id, last_name, first_name, email, address, city) "
+        "select %s, 'Jones ' || i, 'Zoë', 'zoe' || i || '@example.com', '1 Main St & Co', 'Örebro' "
+        "from generate_series(1, %s) i",
+        [LOCATION, count],
+    )
+
+
+class Daemon:
+    """`outbox run` in a process of its own, with what the kernel says of it."""
+
+    def __init__(self, dsn: str, *arguments: str, **settings: str) -> None:
+        environment = os.environ | {"OUTBOX_DSN": dsn, "OUTBOX_ALLOW_NETWORKS": "127.0.0.0/8"} | settings
+        self._log = (RESULTS / "daemon.tmp").open("wb")
+        self.process = subprocess.Popen(  # noqa: S603 - ourselves
+            [sys.executable, "-m", "outbox", "run", *arguments], env=environment, stderr=self._log
+        )
+        self.started = time.monotonic()
+
+    def memory(self, which: str = "VmHWM") -> float:
+        """Return MB: VmHWM is the peak of the resident memory, VmRSS what it is now."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split(f"{which}:")[1].split()[0]) / 1024
+
+    def cpu_seconds(self) -> float:
+        """Return the processor time that it used so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def stop(self) -> None:
+        """Drain and end it."""
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait()
+        self._log.close()
+
+
+@contextmanager
+def daemon(dsn: str, *arguments: str, **settings: str) -> Iterator[Daemon]:
+    """Run a daemon."""
+    started = Daemon(dsn, *arguments, **settings)
+    try:
+        yield started
+    finally:
+        started.stop()
+
+
+def record(name: str, figures: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Print the figures and write them to results/ with the machine and the versions."""
+    RESULTS.mkdir(exist_ok=True)
+    cpu = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), "")
+    whole = {
+        "benchmark": name,
+        "figures": figures,
+        "settings": settings,
+        "machine": {"cores": os.cpu_count(), "cpu": cpu.partition(":")[2].strip(), "system": platform.platform()},
+        "versions": {"outbox": __version__, "python": platform.python_version(), "psycopg": psycopg.__version__},
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    (RESULTS / f"{name}.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    print(f"\n{name}")
+    for key, value in figures.items():
+        print(f"  {key:<44}{value:>14,.3f}" if isinstance(value, float) else f"  {key:<44}{value!s:>14}")

@@ -1,0 +1,307 @@
+"""`outbox config …`: subscriptions, as commands. What a config may hold is decided in core/config_rules.py."""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+from uuid import UUID, uuid4
+
+import click
+from psycopg import AsyncConnection
+
+from outbox import __version__
+from outbox.cli import options, plain
+from outbox.core import postback
+from outbox.core.config_document import to_document
+from outbox.core.config_rules import FIELDS, Value, validate
+from outbox.core.model import Answer, Delivered, EventType, Failure, PostbackConfig
+from outbox.core.outcome import judge
+from outbox.errors import OutboxError, UsageError
+from outbox.http.sender import Sender
+from outbox.postgres import configs
+from outbox.postgres.pool import Link
+from outbox.secrets import SecretBox
+from outbox.settings import Settings
+
+T = TypeVar("T")
+
+_PASSWORD = "OUTBOX_BASIC_AUTH_PASSWORD"  # noqa: S105 - the variable's name
+_SHOWN_ANSWER = 500
+"""Characters of an answer that are shown."""
+
+# One flag per field of the contract, from its table. The password is none: a process list shows flags.
+_FIELD_FLAGS = tuple(name for name in FIELDS if name != "basic_auth_password")
+
+_id = click.argument("config_id", metavar="ID", type=click.UUID)
+
+
+@click.group()
+def config() -> None:
+    """Add, show and change postback configs: what to watch and whom to tell."""
+
+
+def _field_flags(*, defaults: bool) -> Callable[[options.Command], options.Command]:
+    """Give a command a flag per field. `defaults`: whether what is not given has the contract's default."""
+
+    def decorate(command: options.Command) -> options.Command:
+        for name in reversed(_FIELD_FLAGS):
+            field, flag = FIELDS[name], name.replace("_", "-")
+            text = field.text
+            if defaults and field.default:
+                text += f" Default: {'yes' if field.default is True else field.default}."
+            if name == "basic_auth_username":
+                text += f" The password is {_PASSWORD}, or asked for."
+            if field.kind == "boolean":
+                command = click.option(f"--{flag}/--no-{flag}", name, default=None, help=text)(command)
+            else:
+                # Text, whatever the kind: the rules read it, and name all that is wrong at once.
+                command = click.option(f"--{flag}", name, metavar=field.kind.upper(), help=text)(command)
+        return click.option("--all-locations", is_flag=True, help="See the rows of all locations.")(command)
+
+    return decorate
+
+
+@config.command()
+@options.settings("dsn", "secret_key", "min_attempt_interval")
+@_field_flags(defaults=True)
+@options.as_json
+def add(settings: Settings, *, as_json: bool, all_locations: bool, **given: str | bool | None) -> None:
+    """Add a config."""
+    raw = _raw(given, all_locations=all_locations)
+    fields = validate(raw, min_attempt_interval=settings.min_attempt_interval, any_location=all_locations)
+    secrets = SecretBox(settings.secret_key)
+    added = _run(settings, lambda conn: configs.add(conn, fields, secrets))
+    _print(added, as_json=as_json)
+
+
+@config.command("list")
+@options.settings("dsn")
+@click.option("--location-id", help="Only those of this location.")
+@click.option("--resource", help="Only those that watch this resource.")
+@click.option("--is-active/--no-is-active", default=None, help="Only active or only inactive ones.")
+@click.option("--limit", type=click.IntRange(1), default=1000, show_default=True, help="How many at most.")
+@options.as_json
+def list_(settings: Settings, *, limit: int, as_json: bool, **filters: Any) -> None:  # noqa: ANN401 - click passes anything
+    """List the configs, oldest first."""
+    found = _run(settings, lambda conn: configs.find(conn, limit=limit + 1, **filters))
+    if len(found) > limit:
+        click.echo(f"There are more than {limit}: raise --limit or filter.", err=True)
+        found = found[:limit]
+    if as_json:
+        options.print_json([to_document(each) for each in found])
+    elif found:
+        plain.print_table(
+            ("ID", "LOCATION", "RESOURCE", "EVENTS", "STATE", "TRIES", "URL"), [_row(each) for each in found]
+        )
+    else:
+        click.echo("There is no config. Make one with: outbox config add")
+
+
+@config.command()
+@options.settings("dsn")
+@_id
+@options.as_json
+def show(settings: Settings, config_id: UUID, *, as_json: bool) -> None:
+    """Show a config."""
+    _print(_run(settings, lambda conn: configs.get(conn, config_id)), as_json=as_json)
+
+
+@config.command()
+@options.settings("dsn", "secret_key", "min_attempt_interval")
+@_id
+@_field_flags(defaults=False)
+@click.option("--no-product-transaction-id", is_flag=True, help="Rows of every merchant account.")
+@click.option("--no-basic-auth", is_flag=True, help="Remove the user name and the password.")
+@options.as_json
+def edit(
+    settings: Settings,
+    config_id: UUID,
+    *,
+    as_json: bool,
+    all_locations: bool,
+    no_product_transaction_id: bool,
+    no_basic_auth: bool,
+    **given: str | bool | None,
+) -> None:
+    """Change what is named, and nothing else."""
+    if no_product_transaction_id and given["product_transaction_id"] is not None:
+        raise UsageError("Use --product-transaction-id or --no-product-transaction-id, not both.")
+    if no_basic_auth and given["basic_auth_username"] is not None:
+        raise UsageError("Use --basic-auth-username or --no-basic-auth, not both.")
+    raw = _raw(given, all_locations=all_locations)
+    if no_product_transaction_id:
+        raw["product_transaction_id"] = None
+    if no_basic_auth:
+        raw |= {"basic_auth_username": None, "basic_auth_password": None}
+    if not raw:
+        raise UsageError("Nothing to change was named. See: outbox config edit --help")
+    _print(_run(settings, lambda conn: _edit(conn, config_id, raw, settings)), as_json=as_json)
+
+
+async def _edit(conn: AsyncConnection, config_id: UUID, raw: Mapping[str, Value], settings: Settings) -> PostbackConfig:
+    changes = validate(
+        raw,
+        min_attempt_interval=settings.min_attempt_interval,
+        any_location=True,  # no location is given by --all-locations only
+        current=await configs.get(conn, config_id),
+    )
+    return await configs.edit(conn, config_id, changes, SecretBox(settings.secret_key))
+
+
+@config.command()
+@options.settings("dsn")
+@_id
+def pause(settings: Settings, config_id: UUID) -> None:
+    """Go on collecting what is owed, and send nothing until resumed."""
+    _run(settings, lambda conn: configs.pause(conn, config_id))
+    click.echo(f"Paused {config_id}. It sends again after: outbox config resume {config_id}")
+
+
+@config.command()
+@options.settings("dsn")
+@_id
+def resume(settings: Settings, config_id: UUID) -> None:
+    """Send what was collected during the pause, and go on."""
+    _run(settings, lambda conn: configs.resume(conn, config_id))
+    click.echo(f"Resumed {config_id}.")
+
+
+@config.command()
+@options.settings("dsn")
+@_id
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def remove(settings: Settings, config_id: UUID, *, yes: bool) -> None:
+    """Delete a config and all that it is still owed. Its history stays."""
+    if not yes:
+        click.confirm(f"Delete {config_id} and all that it is still owed?", abort=True)
+    owed = _run(settings, lambda conn: configs.remove(conn, config_id))
+    click.echo(f"Deleted {config_id}, and {plain.count(owed, 'delivery', 'deliveries')} that it was owed.")
+
+
+@config.command()
+@options.settings("dsn", "secret_key", "request_timeout", "allow_networks")
+@_id
+@options.as_json
+def test(settings: Settings, config_id: UUID, *, as_json: bool) -> None:
+    """Send an example delivery now and show the answer. It is marked `webhook-test: 1`, and nothing is recorded."""
+    subscription = _run(settings, lambda conn: configs.get(conn, config_id))
+    result, duration_ms = options.run_async(_send_example(subscription, settings))
+    acknowledged = isinstance(judge(result, tries=1, number_of_attempts=1, attempt_interval=0), Delivered)
+    error = None if isinstance(result, Answer) else f"{result.kind}: {result.message}"
+    answer = result.body.decode("utf-8", "replace")[:_SHOWN_ANSWER] if isinstance(result, Answer) else ""
+    if as_json:
+        options.print_json(
+            {
+                "acknowledged": acknowledged, "status": result.status, "duration_ms": duration_ms, "error": error,
+                "answer": answer,
+            }
+        )  # fmt: skip
+    else:
+        click.echo(f"{plain.clean(error or f'status {result.status}')}, {duration_ms} ms")
+        if answer:
+            click.echo(plain.clean(answer))
+    if not acknowledged:
+        raise OutboxError("The example was not acknowledged: that takes a status from 200 to 299.")
+
+
+async def _send_example(subscription: PostbackConfig, settings: Settings) -> tuple[Answer | Failure, int]:
+    data = json.dumps(
+        {"id": "test", "location_id": subscription.location_id, "test": True}, ensure_ascii=False, separators=(",", ":")
+    )
+    headers = postback.headers(
+        uuid4(),
+        timestamp=int(time.time()),
+        user_agent=f"outbox/{__version__}",
+        authorization=_authorization(subscription, SecretBox(settings.secret_key)),
+    )
+    body = postback.form_body(EventType.CREATE, subscription.resource, 1, data)
+    async with Sender(timeout=settings.request_timeout, allow_networks=settings.allow_networks) as sender:
+        began = time.monotonic()
+        result = await sender.post(subscription.url, body, {**headers, "webhook-test": "1"})
+        return result, round((time.monotonic() - began) * 1000)
+
+
+def _authorization(subscription: PostbackConfig, secrets: SecretBox) -> str | None:
+    if subscription.basic_auth_username is None:
+        return None
+    password = subscription.basic_auth_password
+    return postback.basic_authorization(
+        secrets.open(subscription.basic_auth_username), None if password is None else secrets.open(password)
+    )
+
+
+def _raw(given: Mapping[str, str | bool | None], *, all_locations: bool) -> dict[str, Value]:
+    """Return the fields that flags name, with the password when there is a user name."""
+    raw: dict[str, Value] = {name: value for name, value in given.items() if value is not None}
+    if all_locations:
+        if "location_id" in raw:
+            raise UsageError("Use --location-id or --all-locations, not both.")
+        raw["location_id"] = None
+    if "basic_auth_username" in raw:
+        raw["basic_auth_password"] = _password()
+    return raw
+
+
+def _password() -> str:
+    password = os.environ.get(_PASSWORD)
+    if password is not None:
+        return password
+    if not sys.stdin.isatty():
+        raise UsageError(
+            f"--basic-auth-username needs a password: set {_PASSWORD}, or run it in a terminal to be asked."
+        )
+    # An empty password is one: some subscribers take a key as the user name and nothing else.
+    entered = click.prompt(
+        "Password", default="", show_default=False, hide_input=True, confirmation_prompt=True, err=True
+    )
+    return str(entered)
+
+
+def _run(settings: Settings, work: Callable[[AsyncConnection], Coroutine[Any, Any, T]]) -> T:
+    async def connected() -> T:
+        async with _connection(options.needed(settings.dsn)) as conn:
+            return await work(conn)
+
+    return options.run_async(connected())
+
+
+@contextlib.asynccontextmanager
+async def _connection(dsn: str) -> AsyncIterator[AsyncConnection]:
+    link = Link(dsn, "config", settings=None)
+    try:
+        yield await link.connection()
+    finally:
+        await link.drop()
+
+
+def _print(subscription: PostbackConfig, *, as_json: bool) -> None:
+    if as_json:
+        options.print_json(to_document(subscription))
+        return
+    document = {
+        **to_document(subscription),
+        "location_id": _location(subscription),
+        "basic_auth": "no" if subscription.basic_auth_username is None else "yes",
+    }
+    plain.print_fields([(name, plain.cell(value)) for name, value in document.items()])
+
+
+def _row(subscription: PostbackConfig) -> tuple[str, ...]:
+    wanted = {"create": subscription.on_create, "update": subscription.on_update, "delete": subscription.on_delete}
+    state = "active" if subscription.is_active else "inactive"
+    return (
+        str(subscription.id),
+        plain.clean(_location(subscription)),
+        plain.clean(subscription.resource),
+        ",".join(name for name, is_wanted in wanted.items() if is_wanted) or "none",
+        state if subscription.paused_at is None else f"{state},paused",
+        f"{subscription.number_of_attempts} every {subscription.attempt_interval} s",
+        subscription.url,
+    )
+
+
+def _location(subscription: PostbackConfig) -> str:
+    return "(all)" if subscription.location_id is None else subscription.location_id

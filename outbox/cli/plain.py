@@ -1,0 +1,45 @@
+"""Plain text for people: aligned columns, times, and nothing that a terminal would obey."""
+
+import datetime as dt
+from collections.abc import Sequence
+
+import click
+
+
+def clean(text: str) -> str:
+    """Write out what would move the cursor or worse: subscribers and records choose these characters."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def cell(value: object, *, width: int | None = None) -> str:
+    """Return a value as one clean piece of text; None is `-`, a time is UTC, too long ends in `…`."""
+    match value:
+        case None | "":
+            return "-"
+        case dt.datetime():
+            return f"{value.astimezone(dt.UTC):%Y-%m-%d %H:%M:%SZ}"
+        case bool():
+            return "yes" if value else "no"
+        case _:
+            text = clean(str(value))
+            return text if width is None or len(text) <= width else f"{text[: width - 1]}…"
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of clean cells under their header, the columns aligned."""
+    lines = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        click.echo("  ".join(part.ljust(width) for part, width in zip(line, widths, strict=True)).rstrip())
+
+
+def print_fields(fields: Sequence[tuple[str, str]]) -> None:
+    """Print names and clean values, the values aligned."""
+    width = max(len(name) for name, _ in fields)
+    for name, value in fields:
+        click.echo(f"{name.ljust(width)}  {value}".rstrip())
+
+
+def count(number: int, one: str, many: str) -> str:
+    """Return `1 delivery`, `2 deliveries`."""
+    return f"{number} {one if number == 1 else many}"

@@ -1,0 +1,177 @@
+"""Deliveries in hand: what was claimed and waits for a slot, and what is being sent; fair over configs.
+
+Who may be sent next, and how much more may be claimed, is decided here and nowhere else. No clock, no I/O.
+"""
+
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from outbox.core.model import Delivery
+
+AHEAD = 500
+"""How many deliveries may wait in hand, all configs together. At 10,000 a second they last 50 ms."""
+
+LOOK_AHEAD = 0.04
+"""Seconds: a config may have that much of its own pace waiting, so that a claim brings many and none waits long."""
+
+PACE_WINDOW = 0.25
+"""Seconds over which a config's pace is measured."""
+
+
+@dataclass(slots=True)
+class _Lane:
+    """One config's deliveries in hand."""
+
+    limit: int
+    waiting: deque[Delivery] = field(default_factory=deque)
+    in_flight: int = 0
+    finished: int = 0
+    pace: float = 0.0
+    queued: bool = False
+    allowance: int = 0
+    more: bool = False
+
+    @property
+    def in_hand(self) -> int:
+        return len(self.waiting) + self.in_flight
+
+
+class Buffer:
+    """Hands out deliveries to senders, turn by turn over the configs.
+
+    `concurrency`: POSTs in flight at most, those included that are not settled yet: so many outcomes can a crash leave
+    unknown. `per_config`: in flight of one config at most. Two rules keep one subscriber from
+    slowing another. A config may start a POST only while it has fewer in flight than there are free slots, so that
+    some are always free. And each POST that timed out halves what its config may have in flight, each answer gives
+    one back, so that endpoints that hang end up with one slot each.
+    """
+
+    def __init__(self, *, concurrency: int, per_config: int) -> None:
+        self._concurrency = concurrency
+        self._per_config = min(per_config, concurrency)
+        self._capacity = concurrency + AHEAD
+        self._lanes: dict[UUID, _Lane] = {}
+        self._turns: deque[_Lane] = deque()
+        self._crowded: deque[_Lane] = deque()
+        self._limits: dict[UUID, int] = {}
+        self._resume_at = -1
+        self.in_flight = 0
+        self.waiting = 0
+        self.unsettled = 0
+        """Finished and not settled yet, as the settling side counts them."""
+
+    @property
+    def slots(self) -> int:
+        """How many more may be claimed, all configs together."""
+        return max(0, self._capacity - self.in_hand)
+
+    @property
+    def room(self) -> int:
+        """How many may be claimed of a config that has nothing in hand; less as the buffer fills, but never none."""
+        return max(1, min(self._per_config, self.slots // 4))
+
+    def rooms(self, elapsed: float) -> dict[UUID, int]:
+        """Return how many more may be claimed of each config that has something in hand.
+
+        `elapsed`: seconds since this was asked last; what was finished meanwhile is the configs' pace.
+        """
+        weight = min(1.0, elapsed / PACE_WINDOW)
+        rooms = {}
+        while self._crowded:
+            self._queue(self._crowded.popleft())
+        for config_id, lane in list(self._lanes.items()):
+            if elapsed > 0:
+                lane.pace += weight * (lane.finished / elapsed - lane.pace)
+                lane.finished = 0
+            if lane.in_hand == 0 and lane.pace < 1:
+                del self._lanes[config_id]
+                continue
+            lane.allowance = min(lane.limit + int(lane.pace * LOOK_AHEAD), self._capacity)
+            rooms[config_id] = max(0, lane.allowance - lane.in_hand)
+        return rooms
+
+    def put(self, deliveries: Iterable[Delivery]) -> None:
+        """Take claimed deliveries in hand."""
+        for delivery in deliveries:
+            lane = self._lanes.get(delivery.config_id)
+            if lane is None:
+                limit = self._limits.get(delivery.config_id, self._per_config)
+                lane = self._lanes[delivery.config_id] = _Lane(limit, allowance=limit)
+            lane.waiting.append(delivery)
+            self.waiting += 1
+            self._queue(lane)
+
+    def take(self) -> Delivery | None:
+        """Return the next delivery to send, which is in flight from now on; None while there is none to start."""
+        while self._turns and self.in_flight + self.unsettled < self._concurrency:
+            lane = self._turns.popleft()
+            lane.queued = False
+            if not lane.waiting or lane.in_flight >= lane.limit:
+                continue
+            if lane.in_flight >= max(1, self._concurrency - self.in_flight):
+                self._crowded.append(lane)
+                continue
+            delivery = lane.waiting.popleft()
+            lane.in_flight += 1
+            self.waiting -= 1
+            self.in_flight += 1
+            self._queue(lane)
+            return delivery
+        return None
+
+    def finished(self, config_id: UUID, *, timed_out: bool) -> bool:
+        """Give back the slot of a delivery that `take` gave. Returns whether its config wants more to be claimed."""
+        lane = self._lanes[config_id]
+        lane.in_flight -= 1
+        lane.finished += 1
+        self.in_flight -= 1
+        lane.limit = max(1, lane.limit // 2) if timed_out else min(self._per_config, lane.limit + 1)
+        if lane.limit < self._per_config:
+            self._limits[config_id] = lane.limit
+        else:
+            self._limits.pop(config_id, None)
+        self._queue(lane)
+        if self._crowded:  # there is one free slot more
+            self._queue(self._crowded.popleft())
+        return self.in_hand <= self._resume_at or (lane.more and lane.in_hand <= lane.allowance // 2)
+
+    def note(self, claimed: Iterable[Delivery], *, rooms: Mapping[UUID, int], room: int, all_taken: bool) -> None:
+        """Remember what a claim left: `all_taken` unless it ended for want of slots.
+
+        `rooms` and `room` are what the claim was given: who got all of his is owed more, perhaps.
+        """
+        taken = Counter(delivery.config_id for delivery in claimed)
+        for config_id, lane in self._lanes.items():
+            given = rooms.get(config_id, room)
+            if taken[config_id] >= given:
+                lane.more = True
+            elif all_taken:
+                lane.more = False
+        self._resume_at = -1 if self.slots else self.in_hand // 2
+
+    @property
+    def in_hand(self) -> int:
+        """How many wait or are in flight."""
+        return self.waiting + self.in_flight
+
+    def _queue(self, lane: _Lane) -> None:
+        if lane.waiting and not lane.queued:
+            lane.queued = True
+            self._turns.append(lane)
+
+    def withdraw(self, config_ids: Iterable[UUID] | None = None) -> list[Delivery]:
+        """Give up what waits, of these configs or of all, and return it."""
+        withdrawn: list[Delivery] = []
+        for config_id in list(self._lanes) if config_ids is None else config_ids:
+            if lane := self._lanes.get(config_id):
+                withdrawn += lane.waiting
+                lane.waiting.clear()
+        self.waiting -= len(withdrawn)
+        return withdrawn
+
+    @property
+    def config_ids(self) -> list[UUID]:
+        """The configs that have something waiting."""
+        return [config_id for config_id, lane in self._lanes.items() if lane.waiting]

@@ -1,0 +1,257 @@
+"""The rules of a postback config (contract §1), each in one place: for the command line and for the HTTP API.
+
+Values in, values or faults out; nothing here knows where a config is stored.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from outbox.core.model import PostbackConfig
+from outbox.errors import UsageError
+
+Value = str | int | bool | None
+
+NEEDS_PRODUCT_TRANSACTION = frozenset({"transaction", "transactionbatch"})
+FORMATS = ("api-default",)
+
+
+class InvalidConfigError(UsageError):
+    """A config breaks its rules. `errors`: the messages of each field, all faults at once."""
+
+    def __init__(self, errors: Mapping[str, list[str]]) -> None:
+        super().__init__("\n".join(message for messages in errors.values() for message in messages))
+        self.errors = dict(errors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """What one field holds. `least` and `most` limit a string's characters or an integer's value."""
+
+    name: str
+    kind: Literal["string", "integer", "boolean"]
+    text: str
+    """What it is for, in a sentence for people."""
+    least: int = 0
+    most: int | None = None
+    default: Value = None
+    required: bool = False
+    nullable: bool = False
+
+
+FIELDS: Mapping[str, Field] = {
+    field.name: field
+    for field in (
+        Field(
+            name="location_id", kind="string", least=1, most=36, required=True, text="Whose rows it sees; any id."
+        ),
+        Field(name="resource", kind="string", least=1, most=128, required=True, text="What to watch, e.g. contact."),
+        Field(
+            name="product_transaction_id", kind="string", least=1, nullable=True,
+            text="Only rows of this merchant account; needed for transaction and transactionbatch.",
+        ),
+        Field(name="url", kind="string", least=1, most=512, required=True, text="Whom to tell; http or https."),
+        Field(name="on_create", kind="boolean", default=True, text="Whether it wants CREATE events."),
+        Field(name="on_update", kind="boolean", default=True, text="Whether it wants UPDATE events."),
+        Field(name="on_delete", kind="boolean", default=True, text="Whether it wants DELETE events."),
+        Field(name="is_active", kind="boolean", default=True, text="Whether it matches new events and sends."),
+        Field(
+            name="number_of_attempts", kind="integer", least=1, most=5, default=1,
+            text="Total tries of one delivery; 1 is never retried.",
+        ),
+        Field(
+            name="attempt_interval", kind="integer", least=300, most=86_400, default=300,
+            text="Seconds from the end of one try to the next.",
+        ),
+        Field(
+            name="basic_auth_username", kind="string", least=1, most=512, nullable=True,
+            text="User name of HTTP Basic.",
+        ),
+        Field(name="basic_auth_password", kind="string", most=512, nullable=True, text="Password of HTTP Basic."),
+        Field(
+            name="expands", kind="string", most=512, default="",
+            text="Related records to embed in data, separated by commas, e.g. changelogs,tags.",
+        ),
+        Field(name="format", kind="string", default=FORMATS[0], text=f"Only {FORMATS[0]}."),
+    )
+}  # fmt: skip
+
+
+def validate(
+    raw: Mapping[str, object],
+    *,
+    min_attempt_interval: int,
+    any_location: bool = False,
+    current: PostbackConfig | None = None,
+) -> dict[str, Value]:
+    """Return the fields of `raw` in their final types; the basic auth values are clear text.
+
+    Without `current` it is a create: defaults are filled in, and what is required must be there. With `current` it is
+    an edit of that config: only what `raw` names comes back. `min_attempt_interval`: seconds; the operator's floor.
+    `any_location`: whether location_id may be null, for all locations. Raises InvalidConfigError with all faults.
+    """
+    errors: dict[str, list[str]] = {}
+    values: dict[str, Value] = {}
+    for name in raw:
+        if name not in FIELDS:
+            errors[name] = [f"{name} is not a field that can be set. Accepted: {', '.join(FIELDS)}."]
+    for name, field in FIELDS.items():
+        if name in raw:
+            try:
+                values[name] = _value(raw[name], field, min_attempt_interval, any_location=any_location)
+            except _FaultError as fault:
+                errors[name] = [f"{name} {fault}"]
+        elif current is None and field.required:
+            errors[name] = [f"{name} is required."]
+        elif current is None:
+            values[name] = field.default
+    for name, message in _faults_together(values, current).items():
+        errors.setdefault(name, [f"{name} {message}"])
+    if errors:
+        raise InvalidConfigError(errors)
+    return values
+
+
+class _FaultError(ValueError):
+    """What is wrong with a value, as the rest of a sentence that begins with the field's name."""
+
+
+def _value(given: object, field: Field, min_attempt_interval: int, *, any_location: bool) -> Value:
+    nullable = field.nullable or (field.name == "location_id" and any_location)
+    if given is None and nullable:
+        return None
+    or_null = " or null" if nullable else ""
+    match field.kind:
+        case "boolean":
+            return _boolean(given)
+        case "integer":
+            least = min_attempt_interval if field.name == "attempt_interval" else field.least
+            return _integer(given, least, field.most)
+        case "string":
+            return _string(given, field, or_null)
+
+
+def _boolean(given: object) -> bool:
+    # By their texts, because 1.0 equals 1 and is no boolean.
+    if isinstance(given, bool | int | str):
+        match str(given) if isinstance(given, str) else str(int(given)):
+            case "1" | "true":
+                return True
+            case "0" | "false":
+                return False
+    raise _FaultError("must be true or false; 1, 0 and both as strings are accepted as well.")
+
+
+def _integer(given: object, least: int, most: int | None) -> int:
+    number = None
+    if isinstance(given, int) and not isinstance(given, bool):
+        number = given
+    elif isinstance(given, str) and re.fullmatch(r"[0-9]{1,9}", given):
+        number = int(given)
+    if number is None or number < least or (most is not None and number > most):
+        raise _FaultError(f"must be a whole number from {least} to {most}.")
+    return number
+
+
+def _string(given: object, field: Field, or_null: str) -> str:
+    least, most = field.least, field.most
+    limits = f" of {least} to {most} characters" if most and least else f" of at most {most} characters" if most else ""
+    if not isinstance(given, str):
+        raise _FaultError(f"must be a string{limits}{or_null}.")
+    if "\0" in given or any("\ud800" <= character <= "\udfff" for character in given):
+        raise _FaultError("must not contain NUL or half of a surrogate pair.")
+    if not given and least:
+        raise _FaultError(f"must not be empty: a string{limits}{or_null}.")
+    if most is not None and len(given) > most:
+        raise _FaultError(f"must have at most {most} characters, and has {len(given)}.")
+    if (check := _CHECKS.get(field.name)) and (fault := check(given)):
+        raise _FaultError(fault)
+    return given
+
+
+def _username_fault(username: str) -> str | None:
+    return "must not contain a colon: HTTP Basic ends the name there." if ":" in username else None
+
+
+def _expands_fault(expands: str) -> str | None:
+    if expands and not re.fullmatch(r"[\w.-]+(?:, *[\w.-]+)*", expands, re.ASCII):
+        return "must be names separated by commas, such as changelogs,tags."
+    return None
+
+
+def _format_fault(name: str) -> str | None:
+    return None if name in FORMATS else f"must be {' or '.join(FORMATS)}."
+
+
+# What is dialled is `yarl.URL(url, encoded=True)`, which is more lenient than this and changes nothing of what passes:
+# a test holds the two together.
+_URL = re.compile(r"https?://(?P<authority>[^/?#]+)[^#]*", re.IGNORECASE)
+_AUTHORITY = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?P<colon>:(?P<port>[0-9]*))?")
+_LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+_LAST_PORT = 65_535
+_LONGEST_HOST_NAME = 253
+
+
+def _url_fault(url: str) -> str | None:
+    if not all("!" <= character <= "~" for character in url):
+        return "must be printable ASCII without spaces: percent-encode all other characters, and write a host as xn--…."
+    if "#" in url:
+        return "must not have a fragment (#…): no server ever receives it."
+    parts = _URL.fullmatch(url)
+    if parts is None:
+        return "must be an absolute http or https URL."
+    return _authority_fault(parts["authority"])
+
+
+def _authority_fault(text: str) -> str | None:
+    if "@" in text:
+        return "must not contain a user or password: use basic_auth_username and basic_auth_password."
+    authority = _AUTHORITY.fullmatch(text)
+    if authority is None or not _is_host(authority["name"], authority["ipv6"]):
+        return "must have a valid host: a name, an IPv4 address or an IPv6 address in brackets."
+    port = authority["port"]
+    if authority["colon"] and not (0 < len(port) <= len(str(_LAST_PORT)) and 1 <= int(port) <= _LAST_PORT):
+        return f"must have a port from 1 to {_LAST_PORT}, or none."
+    return None
+
+
+def _is_host(name: str | None, ipv6: str | None) -> bool:
+    if name is None:
+        return _is_address(ipaddress.IPv6Address, ipv6 or "")
+    labels = name.removesuffix(".").split(".")
+    # Resolvers read 127.1, 0x7f.1 and 2130706433 as addresses. One who writes an address writes it in full.
+    if re.fullmatch(r"[0-9]+|0[xX][0-9A-Fa-f]*", labels[-1]):
+        return _is_address(ipaddress.IPv4Address, name)
+    return len(name) <= _LONGEST_HOST_NAME and all(_LABEL.fullmatch(label) for label in labels)
+
+
+def _is_address(kind: type[ipaddress.IPv4Address | ipaddress.IPv6Address], text: str) -> bool:
+    try:
+        kind(text)
+    except ValueError:
+        return False
+    return True
+
+
+_CHECKS: Mapping[str, Callable[[str], str | None]] = {
+    "url": _url_fault,
+    "basic_auth_username": _username_fault,
+    "expands": _expands_fault,
+    "format": _format_fault,
+}
+
+
+def _faults_together(values: Mapping[str, Value], current: PostbackConfig | None) -> dict[str, str]:
+    """Return the faults of fields that depend on one another, judged as they will stand together."""
+
+    def result(name: str) -> object:
+        return values[name] if name in values else getattr(current, name, None)
+
+    faults = {}
+    if result("resource") in NEEDS_PRODUCT_TRANSACTION and result("product_transaction_id") is None:
+        faults["product_transaction_id"] = f"is required for the resource {result('resource')}."
+    if result("basic_auth_password") is not None and result("basic_auth_username") is None:
+        faults["basic_auth_password"] = "needs a basic_auth_username: set both, or neither."  # noqa: S105 - a message
+    return faults

@@ -1,0 +1,46 @@
+"""The database is away: said once when it goes and once when it returns, and waited for with growing patience."""
+
+import asyncio
+import random
+
+import structlog
+
+_FIRST_PAUSE = 0.1
+_LONGEST_PAUSE = 5.0
+
+log = structlog.get_logger("outbox")
+
+
+class Outage:
+    """What the loops of a daemon know together of whether the database can be reached."""
+
+    def __init__(self) -> None:
+        self.lasts = False
+
+    def began(self, error: Exception) -> None:
+        """Say so: a statement failed for want of the database."""
+        if not self.lasts:
+            self.lasts = True
+            log.warning("database.lost", error=" ".join(str(error).split())[:300])
+
+    def ended(self) -> None:
+        """Say so: a statement was answered again."""
+        if self.lasts:
+            self.lasts = False
+            log.info("database.returned")
+
+
+class Patience:
+    """One loop's pauses between its calls: each longer than the last, with dice, so that no daemons march in step."""
+
+    def __init__(self) -> None:
+        self._pause = _FIRST_PAUSE
+
+    def restored(self) -> None:
+        """Begin with a short pause the next time."""
+        self._pause = _FIRST_PAUSE
+
+    async def wait(self) -> None:
+        """Wait a little longer than the last time."""
+        await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))  # noqa: S311 - spread, not secrecy
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE)

@@ -1,0 +1,67 @@
+"""Puts a daemon together: checks the database, starts the parts, waits for the end, stops them in order."""
+
+import asyncio
+
+import psycopg
+import structlog
+
+from outbox import __version__
+from outbox.daemon import health
+from outbox.daemon.dispatcher import Dispatcher
+from outbox.daemon.housekeeping import keep_house
+from outbox.daemon.listener import listen
+from outbox.daemon.outage import Outage
+from outbox.daemon.targets import Targets
+from outbox.errors import SchemaError
+from outbox.http.sender import Sender
+from outbox.postgres import migrations
+from outbox.postgres.pool import Link
+from outbox.secrets import SecretBox
+from outbox.settings import Settings
+
+log = structlog.get_logger("outbox")
+
+
+async def run_daemon(settings: Settings, *, stop: asyncio.Event, until_empty: bool = False) -> int:
+    """Dispatch until `stop` is set and all is drained, or with `until_empty` until nothing is due.
+
+    Returns how many deliveries died. Raises SchemaError for a schema that this program does not know, and
+    psycopg.Error when the database can not be reached at the start; later it waits for it.
+    """
+    dsn = settings.dsn or ""
+    await _check_schema(dsn)
+    outage = Outage()
+    async with Sender(
+        timeout=settings.request_timeout, allow_networks=settings.allow_networks, connections=settings.concurrency
+    ) as sender:
+        dispatcher = Dispatcher(settings, sender, Targets(SecretBox(settings.secret_key)), outage)
+        state = health.Health(dispatcher, outage, poll_interval=settings.poll_interval)
+        runner = await health.serve(state.application(), settings.listen) if settings.listen else None
+        log.info("daemon.started", version=__version__, concurrency=settings.concurrency)
+        others = [
+            asyncio.create_task(listen(Link(dsn, "listen", settings=None), dispatcher.wake)),
+            asyncio.create_task(keep_house(Link(dsn, "housekeeping", settings=None), state.tell_schema_fits)),
+            asyncio.create_task(_stop_when(stop, dispatcher)),
+        ]
+        try:
+            await dispatcher.run(until_empty=until_empty)
+        finally:
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            if runner:
+                await runner.cleanup()
+    return dispatcher.died
+
+
+async def _stop_when(stop: asyncio.Event, dispatcher: Dispatcher) -> None:
+    await stop.wait()
+    log.info("daemon.stopping")
+    dispatcher.stop()
+
+
+async def _check_schema(dsn: str) -> None:
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True, connect_timeout=10) as conn:
+        problems = migrations.differences(await migrations.applied(conn), migrations.known_migrations())
+    if problems:
+        raise SchemaError("\n".join(problems))

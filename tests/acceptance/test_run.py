@@ -1,0 +1,162 @@
+"""`outbox run` as people start it: its signals, its exits, its health, its messages."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from tests.daemons import (
+    add_config,
+    add_contacts,
+    attach_contacts,
+    daemon_process,
+    eventually_true,
+    make_due,
+    owed,
+)
+from tests.receiver import Gate, Receiver, Status
+from tests.servers import StartServer
+
+
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "outbox", *arguments],
+        env={"PATH": "/usr/bin:/bin", **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_and_exits_0(conn: psycopg.Connection, db: str, signum: int) -> None:
+    """What is in flight finishes and is settled before the process ends."""
+    attach_contacts(conn)
+    gate = Gate()
+    with Receiver(default=gate) as receiver:
+        add_config(conn, receiver.url)
+        with daemon_process(db) as daemon:
+            daemon.wait_for_event("daemon.started")
+            add_contacts(conn, 1, 1)
+            eventually_true(lambda: gate.waiting == 1)
+            daemon.process.send_signal(signum)
+            daemon.wait_for_event("daemon.stopping")
+            gate.open()
+            assert daemon.process.wait(timeout=30) == 0
+            [attempt] = daemon.events("delivery.attempted")
+            assert attempt["outcome"] == "delivered"
+            assert set(attempt) >= {"event_id", "config_id", "attempt", "status", "duration_ms", "outcome"}
+        assert owed(conn) == []
+
+
+def test_until_empty_says_whether_something_died(conn: psycopg.Connection, db: str) -> None:
+    """0 when all that was due was delivered or waits for its next try, 1 when a delivery died."""
+    attach_contacts(conn)
+    with Receiver(default=Status(500)) as receiver:
+        add_config(conn, receiver.url, number_of_attempts=2)
+        add_contacts(conn, 1, 3)
+        with daemon_process(db, "--until-empty") as daemon:
+            assert daemon.process.wait(timeout=30) == 0
+        make_due(conn)
+        with daemon_process(db, "--until-empty") as daemon:
+            assert daemon.process.wait(timeout=30) == 1
+            assert "3 deliveries died" in daemon.output
+
+
+def _answer(url: str) -> tuple[int, dict[str, object]]:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own address
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def _free_port() -> int:
+    with socket.socket() as trial:
+        trial.bind(("127.0.0.1", 0))
+        return int(trial.getsockname()[1])
+
+
+def test_health_follows_the_database_and_the_outage_is_said_once(own_server: StartServer) -> None:
+    """Alive throughout; ready only while the database can be reached; lost and returned are one line each."""
+    server = own_server()
+    assert run("migrate", OUTBOX_DSN=server.dsn).returncode == 0
+    port = _free_port()
+    with daemon_process(server.dsn, "--listen", f"127.0.0.1:{port}") as daemon:
+        daemon.wait_for_event("daemon.started")
+        url = f"http://127.0.0.1:{port}"
+        eventually_true(lambda: _answer(f"{url}/readyz") == (200, {"ready": True, "problems": []}))
+        server.stop_server("immediate")
+        eventually_true(lambda: _answer(f"{url}/readyz")[0] == 503)
+        assert _answer(f"{url}/livez") == (200, {"live": True})
+        server.start_server()
+        eventually_true(lambda: _answer(f"{url}/readyz")[0] == 200)
+        assert len(daemon.events("database.lost")) == 1
+        assert len(daemon.events("database.returned")) == 1
+        assert daemon.stop() == 0
+
+
+def test_two_workers_share_the_work_and_end_together(conn: psycopg.Connection, db: str) -> None:
+    """`--workers 2` is two processes that one signal ends."""
+    attach_contacts(conn)
+    with Receiver() as receiver:
+        add_config(conn, receiver.url)
+        with daemon_process(db, "--workers", "2") as daemon:
+            daemon.wait_for_event("daemon.started", count=2)
+            add_contacts(conn, 1, 200)
+            receiver.wait_for(200)
+            eventually_true(lambda: not owed(conn))
+            assert daemon.stop() == 0
+            assert len(daemon.events("daemon.drained")) == 2
+        assert len(receiver.requests) == 200
+
+
+@pytest.mark.parametrize(
+    ("variables", "code", "words"),
+    [
+        ({}, 2, "OUTBOX_DSN is not set"),
+        ({"OUTBOX_DSN": "postgresql://nobody@127.0.0.1:1/none"}, 1, "Postgres: "),
+        ({"OUTBOX_DSN": "no dsn at all"}, 1, "Postgres: "),
+        ({"OUTBOX_DSN": "x=y", "OUTBOX_CONCURRENCY": "many", "OUTBOX_LISTEN": "nowhere"}, 2, "OUTBOX_LISTEN"),
+    ],
+)
+def test_a_wrong_setting_is_one_message(variables: dict[str, str], code: int, words: str) -> None:
+    """Wrong use exits 2, failure 1, both without a traceback; all wrong settings are named at once."""
+    done = run("run", **variables)
+    assert done.returncode == code
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    for name in variables.keys() - {"OUTBOX_DSN"}:
+        assert name in done.stderr
+
+
+def test_a_database_that_does_not_fit_is_refused(empty_db: str, db: str, own_server: StartServer) -> None:
+    """No schema, a schema from the future, a wrong password: one clear message, exit 1."""
+    missing = run("run", OUTBOX_DSN=empty_db)
+    assert missing.returncode == 1
+    assert "Run: outbox migrate" in missing.stderr
+    with psycopg.connect(db, autocommit=True) as conn:
+        conn.execute("insert into outbox.migrations (version, name, checksum) values (99, 'x', repeat('0', 64))")
+        try:
+            ahead = run("run", OUTBOX_DSN=db)
+        finally:
+            conn.execute("delete from outbox.migrations where version = 99")
+    assert ahead.returncode == 1
+    assert "version 99" in ahead.stderr
+    server = own_server(tcp=True)
+    denied = run("run", OUTBOX_DSN=make_conninfo(server.tcp_dsn, password="wrong"))
+    assert denied.returncode == 1
+    assert "password authentication failed" in denied.stderr
+    assert "wrong" not in denied.stderr.replace("authentication", "")
+    for done in (missing, ahead, denied):
+        assert "Traceback" not in done.stderr

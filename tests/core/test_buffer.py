@@ -1,0 +1,139 @@
+"""The buffer is fair over configs, keeps every limit, and asks for more in time."""
+
+import datetime as dt
+from collections import Counter
+from uuid import UUID
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from outbox.core.buffer import AHEAD, Buffer
+from outbox.core.model import Delivery
+
+NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+
+
+def deliveries(config: int, count: int, start: int = 0) -> list[Delivery]:
+    return [
+        Delivery(UUID(int=start + n), UUID(int=config), 1, 0, NOW, 1, "CREATE", "contact", "{}") for n in range(count)
+    ]
+
+
+def take_all(buffer: Buffer) -> Counter[int]:
+    taken: Counter[int] = Counter()
+    while delivery := buffer.take():
+        taken[delivery.config_id.int] += 1
+    return taken
+
+
+def test_no_config_has_more_in_flight_than_its_limit() -> None:
+    """The limit per config holds, and a finished POST makes room for one more."""
+    buffer = Buffer(concurrency=100, per_config=5)
+    buffer.put(deliveries(1, 20))
+    assert take_all(buffer) == {1: 5}
+    buffer.finished(UUID(int=1), timed_out=False)
+    assert take_all(buffer) == {1: 1}
+
+
+def test_configs_take_turns() -> None:
+    """A config with much waiting does not go before one with little."""
+    buffer = Buffer(concurrency=6, per_config=6)
+    buffer.put(deliveries(1, 50))
+    buffer.put(deliveries(2, 1, start=100))
+    first = [delivery.config_id.int for delivery in iter(buffer.take, None)]
+    assert 2 in first[:2]
+
+
+def test_some_slots_stay_free_however_many_configs_hang() -> None:
+    """A config starts a POST only while it has fewer in flight than there are free slots."""
+    buffer = Buffer(concurrency=20, per_config=20)
+    for config in range(1, 5):
+        buffer.put(deliveries(config, 40, start=1000 * config))
+    take_all(buffer)
+    assert buffer.in_flight < 20
+    buffer.put(deliveries(9, 1, start=9000))
+    assert take_all(buffer) == {9: 1}
+
+
+def test_a_config_that_times_out_ends_with_one_slot_and_gets_them_back() -> None:
+    """Each POST that timed out halves the limit, each answer adds one; it is remembered while nothing is in hand."""
+    buffer = Buffer(concurrency=100, per_config=8)
+    buffer.put(deliveries(1, 8))
+    taken = take_all(buffer)
+    for _ in range(taken[1]):
+        buffer.finished(UUID(int=1), timed_out=True)
+    buffer.rooms(10.0)
+    buffer.put(deliveries(1, 8, start=100))
+    assert take_all(buffer) == {1: 1}
+    started = 1
+    for _ in range(8):
+        buffer.finished(UUID(int=1), timed_out=False)
+        started += take_all(buffer)[1]
+    assert started == 8
+    assert buffer.in_flight == 0
+
+
+def test_rooms_follow_the_pace_of_a_config() -> None:
+    """A fast config may have more waiting in hand, one that finishes nothing has room for its limit only."""
+    buffer = Buffer(concurrency=100, per_config=10)
+    rooms: dict[UUID, int] = {}
+    for _ in range(20):
+        buffer.put(deliveries(1, 100))
+        buffer.put(deliveries(2, 1, start=5000) if not buffer.config_ids.count(UUID(int=2)) else [])
+        while (delivery := buffer.take()) is not None:
+            if delivery.config_id.int == 1:
+                buffer.finished(UUID(int=1), timed_out=False)
+        rooms = buffer.rooms(0.02)
+    assert rooms[UUID(int=1)] > 50
+    assert rooms[UUID(int=2)] < 10
+
+
+def test_a_config_that_may_be_owed_more_asks_when_half_is_done() -> None:
+    """Whoever got all that he had room for asks again in time; whoever got less does not ask."""
+    buffer = Buffer(concurrency=100, per_config=10)
+    rooms = buffer.rooms(0.0)
+    claimed = deliveries(1, 10) + deliveries(2, 3, start=100)
+    buffer.put(claimed)
+    buffer.note(claimed, rooms=rooms, room=10, all_taken=True)
+    take_all(buffer)
+    asked = [buffer.finished(UUID(int=1), timed_out=False) for _ in range(10)]
+    assert asked == [False] * 4 + [True] * 6
+    assert not any(buffer.finished(UUID(int=2), timed_out=False) for _ in range(3))
+
+
+def test_a_full_buffer_asks_again_when_half_is_done() -> None:
+    """When the slots ran out, any config may be owed more."""
+    buffer = Buffer(concurrency=AHEAD, per_config=1)
+    claimed = [each for config in range(2 * AHEAD) for each in deliveries(config, 1, start=config)]
+    buffer.put(claimed)
+    buffer.note(claimed, rooms={}, room=5, all_taken=False)
+    assert buffer.slots == 0
+    asked = []
+    while delivery := buffer.take():
+        asked.append(buffer.finished(delivery.config_id, timed_out=False))
+    assert asked.count(True) == AHEAD + 1
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 30), st.booleans()), max_size=30))
+def test_nothing_is_lost_or_handed_out_twice(steps: list[tuple[int, int, bool]]) -> None:
+    """Whatever the order of puts, ends and withdrawals, each delivery comes out once, and the counts stay true."""
+    buffer = Buffer(concurrency=12, per_config=5)
+    put: list[Delivery] = []
+    out: list[Delivery] = []
+    flying: list[Delivery] = []
+    for config, count, timed_out in steps:
+        batch = deliveries(config, count, start=len(put))
+        buffer.put(batch)
+        put += batch
+        while (delivery := buffer.take()) is not None:
+            flying.append(delivery)
+        assert len(flying) == buffer.in_flight <= 12
+        assert max(Counter(each.config_id for each in flying).values()) <= 5
+        out += flying[::2]
+        for delivery in flying[::2]:
+            buffer.finished(delivery.config_id, timed_out=timed_out)
+        flying = flying[1::2]
+        buffer.rooms(0.01)
+    out += buffer.withdraw() + flying
+    assert buffer.waiting == 0
+    assert Counter(each.event_id for each in out) == Counter(each.event_id for each in put)

@@ -1,0 +1,247 @@
+"""What became of each delivery is found by any filter, once, newest first, and without reading the history."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from outbox.core.model import Attempt, Dead, Delivered, Outcome, Retry
+from outbox.postgres import history, queue
+from outbox.postgres.figures import config_health, figures
+from outbox.postgres.history import DeliveryKey
+from outbox.postgres.pool import Link
+from outbox.postgres.replay import replay
+from outbox.postgres.selection import Filter, State, selection
+from tests.tried import add_config, attach_contacts, claim, route, try_all
+
+
+@pytest.fixture
+async def aconn(conn: psycopg.Connection, db: str) -> AsyncIterator[psycopg.AsyncConnection]:
+    """A command's connection to a database whose contacts are attached."""
+    attach_contacts(conn)
+    link = Link(db, "test", settings=None)
+    yield await link.connection()
+    await link.drop()
+
+
+async def test_each_state_is_listed_newest_first_with_its_record(
+    conn: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """A delivery is in one state: delivered, dead, waiting for its next try, in hand, or not tried yet."""
+    add_config(conn)
+    outcomes: list[Outcome] = [Delivered(), Dead("status 500"), Retry(300, "status 503")]
+    for number, outcome in enumerate(outcomes, start=1):
+        conn.execute("insert into contacts values (%s, 'L', 'x')", [number])
+        await try_all(aconn, outcome)
+    conn.execute("insert into contacts values (4, 'L', 'x')")
+    await route(aconn)
+    await claim(aconn)
+    conn.execute("insert into contacts values (5, 'L', 'x')")
+    await route(aconn)
+    found = await history.deliveries(aconn, Filter(), limit=10)
+    assert [(each.resource_id, each.state, each.in_progress, each.attempts, each.last_error) for each in found] == [
+        ("5", State.PENDING, False, 0, None),
+        ("4", State.PENDING, True, 1, None),
+        ("3", State.PENDING, False, 1, "status 503"),
+        ("2", State.DEAD, False, 1, "status 500"),
+        ("1", State.DELIVERED, False, 1, None),
+    ]
+    assert [each.due_at is not None for each in found] == [True, True, True, False, False]
+    for state, count in ((State.PENDING, 3), (State.DEAD, 1), (State.DELIVERED, 1)):
+        assert len(await history.deliveries(aconn, Filter(states=[state]), limit=10)) == count
+
+
+async def test_filters_narrow_and_combine(conn: psycopg.Connection, aconn: psycopg.AsyncConnection) -> None:
+    """Config, event, record with its resource, and time: all that are given must hold."""
+    first, second = add_config(conn), add_config(conn)
+    conn.execute("insert into contacts values (1, 'L', 'x'), (2, 'L', 'x')")
+    await try_all(aconn, Delivered())
+    conn.execute("update contacts set name = 'y' where id = 1")
+    await try_all(aconn, Dead("status 500"))
+    conn.execute("update contacts set name = 'z' where id = 1")
+    await route(aconn)
+
+    async def count(chosen: Filter) -> int:
+        found = await history.deliveries(aconn, chosen, limit=100)
+        assert len({each.key for each in found}) == len(found)
+        return len(found)
+
+    everything = await history.deliveries(aconn, Filter(), limit=100)
+    assert len(everything) == 8
+    assert await count(Filter(config=first)) == 4
+    assert await count(Filter(config=uuid4())) == 0
+    assert await count(Filter(record="1")) == 6
+    assert await count(Filter(record="1", config=second)) == 3
+    assert await count(Filter(record="1", config=second, states=[State.DELIVERED])) == 1
+    assert await count(Filter(record="1", resource="contact")) == 6
+    assert await count(Filter(record="1", resource="transaction")) == 0
+    assert await count(Filter(event=everything[0].event_id)) == 2
+    assert await count(Filter(event=everything[-1].event_id, config=first)) == 1
+    for each in everything:
+        assert await count(Filter(since=each.state_at)) == sum(other.state_at >= each.state_at for other in everything)
+        assert await count(Filter(until=each.state_at)) == sum(other.state_at < each.state_at for other in everything)
+
+
+async def test_pages_meet_without_gap_or_overlap(conn: psycopg.Connection, aconn: psycopg.AsyncConnection) -> None:
+    """A list goes on after any of its rows, also where many have one time, in every state."""
+    add_config(conn)
+    add_config(conn)
+    outcomes: list[Outcome] = [Delivered(), Dead("no"), Retry(300, "no")]
+    for number, outcome in enumerate(outcomes):
+        conn.execute(
+            "insert into contacts select i, 'L', 'x' from generate_series(%s::int, %s::int) i",
+            [number * 5, number * 5 + 4],
+        )
+        await try_all(aconn, outcome)
+    for chosen in (Filter(), Filter(states=[State.DELIVERED]), Filter(states=[State.DEAD]), Filter(record="3")):
+        everything = await history.deliveries(aconn, chosen, limit=100)
+        paged = page = await history.deliveries(aconn, chosen, limit=4)
+        while page:
+            page = await history.deliveries(aconn, chosen, limit=4, after=page[-1].position)
+            paged = paged + page
+        assert paged == everything
+        assert len(everything) in {30, 10, 2}
+
+
+async def test_a_replayed_delivery_is_listed_once(conn: psycopg.Connection, aconn: psycopg.AsyncConnection) -> None:
+    """Owed again it is pending and not delivered; acknowledged twice it is one delivery with all of its tries."""
+    config = add_config(conn)
+    conn.execute("insert into contacts values (1, 'L', 'x')")
+    [delivery] = await try_all(aconn, Delivered())
+    key = DeliveryKey(delivery.event_id, config)
+    await replay(aconn, Filter(event=delivery.event_id))
+    assert [each.state for each in await history.deliveries(aconn, Filter(), limit=10)] == [State.PENDING]
+    await try_all(aconn, Delivered())
+    [found] = await history.deliveries(aconn, Filter(), limit=10)
+    assert (found.state, found.attempts) == (State.DELIVERED, 2)
+    detail = await history.delivery(aconn, key)
+    assert detail is not None
+    assert detail.summary == found
+    assert [each.number for each in detail.tries] == [1, 2]
+
+
+async def test_one_delivery_is_shown_with_its_bytes_and_tries(
+    conn: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """Data is the frozen text; each try has its outcome; what never was is None."""
+    config = add_config(conn)
+    conn.execute("insert into contacts values (1, 'L', 'Zoë')")
+    [delivery] = await try_all(aconn, Retry(0, "status 500"), b"sorry")
+    conn.execute("update outbox.deliveries set due_at = now()")
+    await try_all(aconn, Dead("status 404"))
+    detail = await history.delivery(aconn, DeliveryKey(delivery.event_id, config))
+    assert detail is not None
+    assert detail.data == delivery.data == '{"id":1,"location_id":"L","name":"Zoë"}'
+    assert [(each.number, each.outcome, each.error, each.answer) for each in detail.tries] == [
+        (1, "retry", "status 500", "sorry"),
+        (2, "dead", "status 404", "ok"),
+    ]
+    [listed] = await history.deliveries(aconn, Filter(), limit=10)
+    assert detail.summary == listed
+    assert await history.delivery(aconn, DeliveryKey(delivery.event_id, uuid4())) is None
+    conn.execute("delete from outbox.deliveries")
+    withdrawn = await history.delivery(aconn, DeliveryKey(delivery.event_id, config))
+    assert withdrawn is not None
+    assert withdrawn.summary.state == State.WITHDRAWN
+
+
+async def test_figures_count_the_debt_and_leave_out_what_is_held_and_deleted(
+    conn: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """Due is what only waits for a daemon: not what waits for its next try, is paused, or a deleted config's."""
+    empty = await figures(aconn)
+    assert (empty.configs, empty.unrouted, empty.pending, empty.due, empty.dead, empty.oldest_due_s) == (0,) * 6
+    active, paused, deleted = add_config(conn), add_config(conn, "P"), add_config(conn, "D")
+    conn.execute("insert into contacts values (1, 'L', 'x'), (2, 'P', 'x'), (3, 'D', 'x')")
+    await try_all(aconn, Dead("no"))
+    conn.execute("insert into contacts values (4, 'L', 'x'), (5, 'P', 'x'), (6, 'D', 'x')")
+    await try_all(aconn, Retry(300, "no"))
+    conn.execute("insert into contacts values (7, 'L', 'x'), (8, 'P', 'x'), (9, 'D', 'x')")
+    await route(aconn)
+    conn.execute("insert into contacts values (10, 'L', 'x')")
+    conn.execute("update outbox.deliveries set due_at = now() - interval '1 hour' where attempts = 0")
+    conn.execute("update outbox.postback_configs set paused_at = now() where id = %s", [paused])
+    conn.execute("update outbox.postback_configs set deleted_at = now() where id = %s", [deleted])
+    found = await figures(aconn)
+    assert replace(found, oldest_due_s=0, schema_version=0) == replace(
+        empty, configs=2, unrouted=1, pending=4, due=1, held=2, dead=2, schema_version=0
+    )
+    assert found.oldest_due_s >= 3600
+    by_id = {each.id: each for each in await config_health(aconn)}
+    assert set(by_id) == {active, paused}
+    assert [(each.pending, each.due, each.dead) for each in (by_id[active], by_id[paused])] == [(2, 1, 1), (2, 0, 1)]
+
+
+async def test_health_has_the_last_success_and_failure_of_each_config(
+    conn: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """The last of each, not the first; none is None; the address is shown without its secrets."""
+    busy, silent = add_config(conn), add_config(conn, "M")
+    outcomes: list[Outcome] = [Dead("old"), Delivered(), Retry(300, "new"), Delivered()]
+    for number, outcome in enumerate(outcomes):
+        conn.execute("insert into contacts values (%s, 'L', 'x')", [number])
+        await try_all(aconn, outcome)
+    by_id = {each.id: each for each in await config_health(aconn)}
+    tried = [row[0] for row in conn.execute("select at from outbox.attempts order by at").fetchall()]
+    health = by_id[busy]
+    assert (health.last_success_at, health.last_failure_at, health.last_failure) == (tried[3], tried[2], "new")
+    assert (by_id[silent].last_success_at, by_id[silent].last_failure_at) == (None, None)
+    assert health.url == "http://127.0.0.1:9/hook"
+
+
+async def test_a_delivery_whose_event_is_no_longer_kept_is_still_shown(
+    conn: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """Its tries and its state are there, its record and data are not."""
+    config = add_config(conn)
+    conn.execute("insert into contacts values (1, 'L', 'x')")
+    [delivery] = await try_all(aconn, Dead("no"))
+    conn.execute("delete from outbox.events")
+    [listed] = await history.deliveries(aconn, Filter(), limit=10)
+    assert (listed.state, listed.resource) == (State.DEAD, None)
+    detail = await history.delivery(aconn, DeliveryKey(delivery.event_id, config))
+    assert detail is not None
+    assert (detail.data, len(detail.tries)) == (None, 1)
+
+
+async def test_a_list_walks_an_index_of_the_history(every_db: str) -> None:
+    """However it is asked, on each version: no plan reads a log from end to end."""
+    with psycopg.connect(every_db, autocommit=True) as conn:
+        attach_contacts(conn)
+        config, *_ = [add_config(conn) for _ in range(10)]
+        conn.execute("insert into contacts select i, 'L', 'x' from generate_series(1, 1000) i")
+        async with await psycopg.AsyncConnection.connect(every_db, autocommit=True) as daemon:
+            await route(daemon)
+            tried = await claim(daemon)
+            first = tried[0].event_created_at
+            await queue.settle(
+                daemon,
+                [
+                    Attempt(delivery, Delivered(), 200, b"ok", 5, first + timedelta(milliseconds=number))
+                    for number, delivery in enumerate(tried)
+                ],
+            )
+        conn.execute("vacuum analyze outbox.events, outbox.attempts, outbox.deliveries, outbox.postback_configs")
+        for chosen in (
+            Filter(),
+            Filter(config=config),
+            Filter(config=config, since=first + timedelta(seconds=2), states=[State.DELIVERED]),
+            Filter(since=first + timedelta(seconds=1), until=first + timedelta(seconds=2)),
+            Filter(event=tried[0].event_id),
+            Filter(record="7"),
+            Filter(record="7", resource="contact", config=config, states=[State.DELIVERED, State.DEAD]),
+        ):
+            plan = explain(conn, *selection(chosen, limit=5))
+            assert "Seq Scan on events" not in plan, plan
+            assert "Seq Scan on attempts" not in plan, plan
+
+
+def explain(conn: psycopg.Connection, query: sql.Composed, parameters: dict[str, object]) -> str:
+    # Only partitions that have rows matter: an empty one is read as well in one way as in another.
+    rows = conn.execute(sql.SQL("explain (analyze, costs off) ") + query, parameters).fetchall()
+    lines = [row[0] for row in rows]
+    return "\n".join(line for line in lines if "never executed" not in line and "rows=0" not in line)
