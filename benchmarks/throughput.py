@@ -52,7 +52,7 @@ def measure(deliveries: int = 20_000, rounds: int = 3) -> None:
             bare = count / seconds
             before = receiver.ask("count")
             with stage.daemon(
-                dsn, OUTBOX_CONCURRENCY=str(IN_FLIGHT), OUTBOX_MAX_IN_FLIGHT_PER_CONFIG=str(IN_FLIGHT)
+                dsn, OUTBOX_CONCURRENCY=str(2 * IN_FLIGHT), OUTBOX_MAX_IN_FLIGHT_PER_CONFIG=str(IN_FLIGHT)
             ) as daemon:
                 while receiver.ask("count") < before + deliveries:
                     time.sleep(0.05)

@@ -1,0 +1,72 @@
+"""Turns a host into socket addresses. Whether they may be posted to is decided in guard.py."""
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+AddressInfo = tuple[int, int, int, str, tuple[Any, ...]]
+"""Family, type, protocol, "" and the sockaddr, as getaddrinfo gives them."""
+
+_TTL = 10.0
+"""Seconds that an answer is used again: a burst to one host asks once, and a change is seen soon."""
+_REMEMBERED = 10_000
+
+
+class Resolver:
+    """Asks the system, each look-up in a thread of its own, and remembers the answers for some seconds.
+
+    The loop's own resolver has a handful of threads, so a few names whose servers hang would keep all other names
+    waiting. The threads are daemons: a look-up that hangs does not hold up the end of the process.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int], tuple[float, list[AddressInfo]]] = {}
+
+    async def addresses(self, host: str, port: int) -> list[AddressInfo]:
+        """Return the addresses of a name, or the one of a numeric address; OSError when there are none."""
+        loop = asyncio.get_running_loop()
+        known = self._known.get((host, port))
+        if known is not None and known[0] > loop.time():
+            return known[1]
+        found = _look_up(host, port, socket.AI_NUMERICHOST) if _is_numeric(host) else await _in_thread(loop, host, port)
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+        self._known[host, port] = (loop.time() + _TTL, found)
+        return found
+
+
+def _is_numeric(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _look_up(host: str, port: int, flags: int) -> list[AddressInfo]:
+    return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags))
+
+
+async def _in_thread(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[AddressInfo]:
+    found: asyncio.Future[list[AddressInfo]] = loop.create_future()
+
+    def settle(act: Callable[[Any], None], value: object) -> None:
+        if not found.done():
+            act(value)
+
+    def look_up() -> None:
+        act: Callable[[Any], None] = found.set_result
+        value: object
+        try:
+            value = _look_up(host, port, socket.AI_ADDRCONFIG)
+        except Exception as error:  # noqa: BLE001 - it is raised to whoever waits
+            act, value = found.set_exception, error
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, act, value)
+
+    threading.Thread(target=look_up, name="outbox-resolve", daemon=True).start()
+    return await found
