@@ -4,7 +4,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (2, 'tables', 'c2b25c502b9e0990cbf2aa1b17feac3d5f25234ad725f73618ecedf0527ae130');
+values (2, 'tables', '63ddba12c50ae12ef9958c0f5f447eab3c7eece091a67ddc722bd0f1efe89a92');
 
 -- What the triggers write and the daemon takes away within milliseconds. It has no index but its key, no
 -- foreign key and no partitions, so that the application's writer pays one plain insert.
@@ -165,7 +165,7 @@ language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
-set lock_timeout = '2s'
+set lock_timeout = '200ms'
 as $$
 declare
     parent text;
@@ -187,6 +187,8 @@ begin
                 when check_violation then null;
                 -- Another daemon made it in this moment.
                 when duplicate_table then null;
+                -- Somebody reads the table for long (a dump): the next time will do, there are days left.
+                when lock_not_available then null;
             end;
         end loop;
     end loop;

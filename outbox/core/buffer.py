@@ -3,9 +3,11 @@
 Who may be sent next, and how much more may be claimed, is decided here and nowhere else. No clock, no I/O.
 """
 
+import math
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from uuid import UUID
 
 from outbox.core.model import Delivery
@@ -20,12 +22,25 @@ PACE_WINDOW = 0.25
 """Seconds over which a config's pace is measured."""
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A delivery in hand, with its lease."""
+
+    delivery: Delivery
+    claimed_at: datetime
+    """The database's time of the claim."""
+    clock: float
+    """The monotonic clock just before the claim."""
+    start_before: float
+    """Until when its POST may begin, on the monotonic clock: later, the lease could run out meanwhile."""
+
+
 @dataclass(slots=True)
 class _Lane:
     """One config's deliveries in hand."""
 
     limit: int
-    waiting: deque[Delivery] = field(default_factory=deque)
+    waiting: deque[Held] = field(default_factory=deque)
     in_flight: int = 0
     finished: int = 0
     pace: float = 0.0
@@ -92,18 +107,19 @@ class Buffer:
             rooms[config_id] = max(0, lane.allowance - lane.in_hand)
         return rooms
 
-    def put(self, deliveries: Iterable[Delivery]) -> None:
-        """Take claimed deliveries in hand."""
-        for delivery in deliveries:
-            lane = self._lanes.get(delivery.config_id)
+    def put(self, claimed: Iterable[Held]) -> None:
+        """Take claimed deliveries in hand, in the order of their leases."""
+        for held in claimed:
+            config_id = held.delivery.config_id
+            lane = self._lanes.get(config_id)
             if lane is None:
-                limit = self._limits.get(delivery.config_id, self._per_config)
-                lane = self._lanes[delivery.config_id] = _Lane(limit, allowance=limit)
-            lane.waiting.append(delivery)
+                limit = self._limits.get(config_id, self._per_config)
+                lane = self._lanes[config_id] = _Lane(limit, allowance=limit)
+            lane.waiting.append(held)
             self.waiting += 1
             self._queue(lane)
 
-    def take(self) -> Delivery | None:
+    def take(self) -> Held | None:
         """Return the next delivery to send, which is in flight from now on; None while there is none to start."""
         while self._turns and self.in_flight + self.unsettled < self._concurrency:
             lane = self._turns.popleft()
@@ -113,21 +129,25 @@ class Buffer:
             if lane.in_flight >= max(1, self._concurrency - self.in_flight):
                 self._crowded.append(lane)
                 continue
-            delivery = lane.waiting.popleft()
+            held = lane.waiting.popleft()
             lane.in_flight += 1
             self.waiting -= 1
             self.in_flight += 1
             self._queue(lane)
-            return delivery
+            return held
         return None
 
-    def finished(self, config_id: UUID, *, timed_out: bool) -> bool:
-        """Give back the slot of a delivery that `take` gave. Returns whether its config wants more to be claimed."""
+    def finished(self, config_id: UUID, *, timed_out: bool | None) -> bool:
+        """Give back the slot of a delivery that `take` gave. Returns whether its config wants more to be claimed.
+
+        `timed_out` is None when nothing was sent: then it says nothing of the subscriber.
+        """
         lane = self._lanes[config_id]
         lane.in_flight -= 1
-        lane.finished += 1
         self.in_flight -= 1
-        lane.limit = max(1, lane.limit // 2) if timed_out else min(self._per_config, lane.limit + 1)
+        if timed_out is not None:
+            lane.finished += 1
+            lane.limit = max(1, lane.limit // 2) if timed_out else min(self._per_config, lane.limit + 1)
         if lane.limit < self._per_config:
             self._limits[config_id] = lane.limit
         else:
@@ -137,19 +157,22 @@ class Buffer:
             self._queue(self._crowded.popleft())
         return self.in_hand <= self._resume_at or (lane.more and lane.in_hand <= lane.allowance // 2)
 
-    def note(self, claimed: Iterable[Delivery], *, rooms: Mapping[UUID, int], room: int, all_taken: bool) -> None:
-        """Remember what a claim left: `all_taken` unless it ended for want of slots.
+    def note(
+        self, claimed: Iterable[UUID], *, rooms: Mapping[UUID, int], room: int, all_taken: bool, full: bool
+    ) -> None:
+        """Remember what a claim left.
 
-        `rooms` and `room` are what the claim was given: who got all of his is owed more, perhaps.
+        `claimed`: the config of each delivery. `rooms` and `room` are what the claim was given: who got all of his is
+        owed more, perhaps. `all_taken`: who got less is owed no more. `full`: there are no slots for another claim.
         """
-        taken = Counter(delivery.config_id for delivery in claimed)
+        taken = Counter(claimed)
         for config_id, lane in self._lanes.items():
             given = rooms.get(config_id, room)
             if taken[config_id] >= given:
                 lane.more = True
             elif all_taken:
                 lane.more = False
-        self._resume_at = -1 if self.slots else self.in_hand // 2
+        self._resume_at = self.in_hand // 2 if full else -1
 
     @property
     def in_hand(self) -> int:
@@ -161,15 +184,18 @@ class Buffer:
             lane.queued = True
             self._turns.append(lane)
 
-    def withdraw(self, config_ids: Iterable[UUID] | None = None) -> list[Delivery]:
-        """Give up what waits, of these configs or of all, and return it."""
-        withdrawn: list[Delivery] = []
-        for config_id in list(self._lanes) if config_ids is None else config_ids:
-            if lane := self._lanes.get(config_id):
-                withdrawn += lane.waiting
-                lane.waiting.clear()
-        self.waiting -= len(withdrawn)
-        return withdrawn
+    def withdraw(self) -> list[Held]:
+        """Give up all that waits, and return it."""
+        return self.expired(math.inf)
+
+    def expired(self, now: float) -> list[Held]:
+        """Give up what may not begin any more at `now`, and return it."""
+        found: list[Held] = []
+        for lane in self._lanes.values():
+            while lane.waiting and lane.waiting[0].start_before < now:
+                found.append(lane.waiting.popleft())
+        self.waiting -= len(found)
+        return found
 
     @property
     def config_ids(self) -> list[UUID]:

@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Callable
 
+import psycopg
+
 from outbox.daemon.outage import Patience
 from outbox.postgres.pool import TRANSIENT, Link
 
@@ -18,7 +20,7 @@ async def listen(link: Link, wake: Callable[[], None]) -> None:
             wake()  # for what was missed until here
             async for _ in conn.notifies():
                 wake()
-        except TRANSIENT:
+        except (psycopg.Error, *TRANSIENT):
             pass
         except asyncio.CancelledError:
             await link.drop()

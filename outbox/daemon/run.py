@@ -14,7 +14,7 @@ from outbox.daemon.outage import Outage
 from outbox.daemon.targets import Targets
 from outbox.errors import SchemaError
 from outbox.http.sender import Sender
-from outbox.postgres import migrations
+from outbox.postgres import housekeeping, migrations
 from outbox.postgres.pool import Link
 from outbox.secrets import SecretBox
 from outbox.settings import Settings
@@ -29,7 +29,7 @@ async def run_daemon(settings: Settings, *, stop: asyncio.Event, until_empty: bo
     psycopg.Error when the database can not be reached at the start; later it waits for it.
     """
     dsn = settings.dsn or ""
-    await _check_schema(dsn)
+    await _prepare(dsn)
     outage = Outage()
     async with Sender(
         timeout=settings.request_timeout, allow_networks=settings.allow_networks, connections=settings.concurrency
@@ -39,7 +39,7 @@ async def run_daemon(settings: Settings, *, stop: asyncio.Event, until_empty: bo
         runner = await health.serve(state.application(), settings.listen) if settings.listen else None
         log.info("daemon.started", version=__version__, concurrency=settings.concurrency)
         others = [
-            asyncio.create_task(listen(Link(dsn, "listen", settings=None), dispatcher.wake)),
+            asyncio.create_task(listen(Link(dsn, "listen", settings=None), dispatcher.ring)),
             asyncio.create_task(keep_house(Link(dsn, "housekeeping", settings=None), state.tell_schema_fits)),
             asyncio.create_task(_stop_when(stop, dispatcher)),
         ]
@@ -60,8 +60,13 @@ async def _stop_when(stop: asyncio.Event, dispatcher: Dispatcher) -> None:
     dispatcher.stop()
 
 
-async def _check_schema(dsn: str) -> None:
+async def _prepare(dsn: str) -> None:
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True, connect_timeout=10) as conn:
+        encoding = conn.info.parameter_status("server_encoding")
+        if encoding != "UTF8":
+            raise SchemaError(f"The database's encoding is {encoding}; outbox needs UTF8, in which records are sent.")
         problems = migrations.differences(await migrations.applied(conn), migrations.known_migrations())
-    if problems:
-        raise SchemaError("\n".join(problems))
+        if problems:
+            raise SchemaError("\n".join(problems))
+        # Before the first event is routed: what comes earlier lands in the default partition, and so does its day.
+        await housekeeping.make_partitions(conn)

@@ -1,6 +1,7 @@
 """Connections: opened when needed, replaced after they broke. What is done with them stands elsewhere."""
 
 import contextlib
+from typing import Any
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -13,7 +14,8 @@ _QUEUE_SETTINGS = """
 """
 
 # A host that vanished without a word is noticed, and not only when the kernel gives up after a quarter of an hour.
-_KEEPALIVE = {
+_PARAMETERS: dict[str, Any] = {
+    "client_encoding": "utf8",
     "connect_timeout": 10,
     "keepalives_idle": 20,
     "keepalives_interval": 5,
@@ -21,8 +23,8 @@ _KEEPALIVE = {
     "tcp_user_timeout": 30_000,
 }
 
-TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, OSError)
-"""What passes when the database is back: connection lost or refused, shutdown, deadlock, disk full."""
+TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError, OSError)
+"""What passes when the database is back: connection lost or refused, shutdown, deadlock, disk full, a standby."""
 
 
 class Link:
@@ -34,7 +36,7 @@ class Link:
     def __init__(self, dsn: str, name: str, *, settings: str | None = _QUEUE_SETTINGS) -> None:
         # What the DSN says itself stands.
         self._dsn = make_conninfo(
-            "", **(_KEEPALIVE | {"fallback_application_name": f"outbox {name}"} | conninfo_to_dict(dsn))
+            "", **(_PARAMETERS | {"fallback_application_name": f"outbox {name}"} | conninfo_to_dict(dsn))
         )
         self._settings = settings
         self._conn: psycopg.AsyncConnection | None = None
@@ -42,10 +44,9 @@ class Link:
     async def connection(self) -> psycopg.AsyncConnection:
         """Return the connection, opened if need be."""
         if self._conn is None or self._conn.closed:
-            conn = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
+            conn = self._conn = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
             if self._settings:
                 await conn.execute(self._settings.encode())
-            self._conn = conn
         return self._conn
 
     async def drop(self) -> None:

@@ -94,8 +94,12 @@ with recursive indebted (config_id) as (
 ), picked as materialized (
     select d.event_id, d.config_id, c.revision
     from indebted as i
-    join outbox.postback_configs as c
-        on c.id = i.config_id and c.is_active and c.paused_at is null and c.deleted_at is null
+    -- Not a plain join: the planner could begin with the configs, and serve them in another order than the walk's.
+    cross join lateral (
+        select c.revision from outbox.postback_configs as c
+        where c.id = i.config_id and c.is_active and c.paused_at is null and c.deleted_at is null
+        offset 0
+    ) as c
     cross join lateral (
         select d.event_id, d.config_id from outbox.deliveries as d
         where d.state = 'pending' and d.config_id = i.config_id and d.due_at <= now()
@@ -174,13 +178,19 @@ with outcome as materialized (
 select h.place from held as h
 """
 
-# Release: gives claimed deliveries back, untried. Fenced like a settle.
+# Release: gives claimed deliveries back, untried. Fenced and ordered like a settle.
 _RELEASE = """
+with held as materialized (
+    select d.event_id, d.config_id
+    from unnest(%(event)s::uuid[], %(config)s::uuid[], %(number)s::integer[]) as r (event_id, config_id, number)
+    join outbox.deliveries as d
+        on d.event_id = r.event_id and d.config_id = r.config_id and d.attempts = r.number and d.leased
+    order by d.event_id, d.config_id
+    for no key update of d
+)
 update outbox.deliveries as d
 set attempts = d.attempts - 1, leased = false, due_at = now() + make_interval(secs => %(after)s)
-from unnest(%(event)s::uuid[], %(config)s::uuid[], %(number)s::integer[]) as r (event_id, config_id, number)
-where d.event_id = r.event_id and d.config_id = r.config_id and d.attempts = r.number
-    and d.leased
+from held as h where d.event_id = h.event_id and d.config_id = h.config_id
 """
 
 

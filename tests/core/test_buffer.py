@@ -7,22 +7,31 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox.core.buffer import AHEAD, Buffer
+from outbox.core.buffer import AHEAD, Buffer, Held
 from outbox.core.model import Delivery
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
 
-def deliveries(config: int, count: int, start: int = 0) -> list[Delivery]:
+def held(delivery: Delivery, start_before: float = 100.0) -> Held:
+    return Held(delivery, NOW, 0.0, start_before)
+
+
+def configs(claimed: list[Held]) -> list[UUID]:
+    return [each.delivery.config_id for each in claimed]
+
+
+def deliveries(config: int, count: int, start: int = 0) -> list[Held]:
     return [
-        Delivery(UUID(int=start + n), UUID(int=config), 1, 0, NOW, 1, "CREATE", "contact", "{}") for n in range(count)
+        held(Delivery(UUID(int=start + n), UUID(int=config), 1, 0, NOW, 1, "CREATE", "contact", "{}"))
+        for n in range(count)
     ]
 
 
 def take_all(buffer: Buffer) -> Counter[int]:
     taken: Counter[int] = Counter()
-    while delivery := buffer.take():
-        taken[delivery.config_id.int] += 1
+    while each := buffer.take():
+        taken[each.delivery.config_id.int] += 1
     return taken
 
 
@@ -40,7 +49,7 @@ def test_configs_take_turns() -> None:
     buffer = Buffer(concurrency=6, per_config=6)
     buffer.put(deliveries(1, 50))
     buffer.put(deliveries(2, 1, start=100))
-    first = [delivery.config_id.int for delivery in iter(buffer.take, None)]
+    first = [each.delivery.config_id.int for each in iter(buffer.take, None)]
     assert 2 in first[:2]
 
 
@@ -80,8 +89,8 @@ def test_rooms_follow_the_pace_of_a_config() -> None:
     for _ in range(20):
         buffer.put(deliveries(1, 100))
         buffer.put(deliveries(2, 1, start=5000) if not buffer.config_ids.count(UUID(int=2)) else [])
-        while (delivery := buffer.take()) is not None:
-            if delivery.config_id.int == 1:
+        while (each := buffer.take()) is not None:
+            if each.delivery.config_id.int == 1:
                 buffer.finished(UUID(int=1), timed_out=False)
         rooms = buffer.rooms(0.02)
     assert rooms[UUID(int=1)] > 50
@@ -94,7 +103,7 @@ def test_a_config_that_may_be_owed_more_asks_when_half_is_done() -> None:
     rooms = buffer.rooms(0.0)
     claimed = deliveries(1, 10) + deliveries(2, 3, start=100)
     buffer.put(claimed)
-    buffer.note(claimed, rooms=rooms, room=10, all_taken=True)
+    buffer.note(configs(claimed), rooms=rooms, room=10, all_taken=True, full=False)
     take_all(buffer)
     asked = [buffer.finished(UUID(int=1), timed_out=False) for _ in range(10)]
     assert asked == [False] * 4 + [True] * 6
@@ -106,11 +115,11 @@ def test_a_full_buffer_asks_again_when_half_is_done() -> None:
     buffer = Buffer(concurrency=AHEAD, per_config=1)
     claimed = [each for config in range(2 * AHEAD) for each in deliveries(config, 1, start=config)]
     buffer.put(claimed)
-    buffer.note(claimed, rooms={}, room=5, all_taken=False)
+    buffer.note(configs(claimed), rooms={}, room=5, all_taken=False, full=True)
     assert buffer.slots == 0
     asked = []
-    while delivery := buffer.take():
-        asked.append(buffer.finished(delivery.config_id, timed_out=False))
+    while each := buffer.take():
+        asked.append(buffer.finished(each.delivery.config_id, timed_out=False))
     assert asked.count(True) == AHEAD + 1
 
 
@@ -118,22 +127,63 @@ def test_a_full_buffer_asks_again_when_half_is_done() -> None:
 def test_nothing_is_lost_or_handed_out_twice(steps: list[tuple[int, int, bool]]) -> None:
     """Whatever the order of puts, ends and withdrawals, each delivery comes out once, and the counts stay true."""
     buffer = Buffer(concurrency=12, per_config=5)
-    put: list[Delivery] = []
-    out: list[Delivery] = []
-    flying: list[Delivery] = []
+    put: list[Held] = []
+    out: list[Held] = []
+    flying: list[Held] = []
     for config, count, timed_out in steps:
         batch = deliveries(config, count, start=len(put))
         buffer.put(batch)
         put += batch
-        while (delivery := buffer.take()) is not None:
-            flying.append(delivery)
+        while (each := buffer.take()) is not None:
+            flying.append(each)
         assert len(flying) == buffer.in_flight <= 12
-        assert max(Counter(each.config_id for each in flying).values()) <= 5
+        assert max(Counter(configs(flying)).values()) <= 5
         out += flying[::2]
-        for delivery in flying[::2]:
-            buffer.finished(delivery.config_id, timed_out=timed_out)
+        for each in flying[::2]:
+            buffer.finished(each.delivery.config_id, timed_out=timed_out)
         flying = flying[1::2]
         buffer.rooms(0.01)
     out += buffer.withdraw() + flying
     assert buffer.waiting == 0
-    assert Counter(each.event_id for each in out) == Counter(each.event_id for each in put)
+    assert Counter(each.delivery.event_id for each in out) == Counter(each.delivery.event_id for each in put)
+
+
+def test_what_can_not_begin_in_time_is_given_up() -> None:
+    """A delivery that waited so long that its lease could run out is not sent."""
+    buffer = Buffer(concurrency=10, per_config=1)
+    [first, second] = [held(each.delivery, before) for each, before in zip(deliveries(1, 2), (5.0, 9.0), strict=True)]
+    buffer.put([first, second])
+    assert buffer.expired(5.0) == []
+    assert buffer.expired(6.0) == [first]
+    assert buffer.take() == second
+    assert buffer.waiting == 0
+
+
+def test_what_was_given_back_says_nothing_of_the_subscriber() -> None:
+    """A slot that is given back without a POST changes neither the limit nor the pace."""
+    buffer = Buffer(concurrency=100, per_config=8)
+    buffer.put(deliveries(1, 8))
+    for _ in range(take_all(buffer)[1]):
+        buffer.finished(UUID(int=1), timed_out=True)
+    buffer.put(deliveries(1, 8, start=100))
+    started = 0
+    while taken := take_all(buffer)[1]:
+        assert taken == 1
+        started += 1
+        buffer.finished(UUID(int=1), timed_out=None)
+    assert started == 8
+
+
+def test_what_is_not_settled_counts_as_in_flight() -> None:
+    """A crash leaves no more unknown outcomes than the concurrency."""
+    buffer = Buffer(concurrency=10, per_config=10)
+    buffer.put(deliveries(1, 20))
+    taken = take_all(buffer)[1]
+    for _ in range(taken):
+        buffer.finished(UUID(int=1), timed_out=False)
+        buffer.unsettled += 1
+    assert buffer.unsettled + take_all(buffer)[1] == 10
+    buffer.put(deliveries(2, 1, start=100))
+    assert take_all(buffer) == {}
+    buffer.unsettled = 0
+    assert take_all(buffer) == {2: 1}

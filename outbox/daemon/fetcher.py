@@ -1,0 +1,247 @@
+"""Fetch: routes what was captured and claims what is due, as far as there is room in hand, and sleeps in between."""
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from uuid import UUID
+
+import psycopg
+
+from outbox.core.buffer import Buffer, Held
+from outbox.daemon.outage import Outage, Patience
+from outbox.daemon.settler import Settler
+from outbox.daemon.targets import Targets
+from outbox.postgres import queue
+from outbox.postgres.pool import TRANSIENT, Link
+
+ROUTE_ROWS = 500
+"""Outbox rows that a turn takes at least: the table stays tiny even when there is no slot left to send."""
+
+LEASE_MARGIN = 10.0
+"""Seconds that a lease outlives the latest end of its POST, for the settle."""
+
+LEAST_WAIT_IN_HAND = 5.0
+"""Seconds that a claimed delivery may wait for its POST to begin, at least."""
+
+LOW_MARK_LAG = 0.5
+"""Seconds by which the low-water mark trails, because transactions commit out of the order of their seq."""
+
+LOW_MARK_LIFE = 2.0
+"""Seconds after which the low-water mark is forgotten."""
+
+CLAIM_SHARE = 4
+"""A claim that took all there was is not repeated before this many times its duration has passed."""
+
+BYTES_IN_HAND = 16_000_000
+"""Bytes of records that are claimed ahead at most, by the mean size of the last ones."""
+
+FIRST_GUESS = 1_000_000
+"""Bytes of a record before any was seen: the first claims are small."""
+
+RECHECK_SECONDS = 1.0
+"""How soon a config that was paused or edited is obeyed for what was claimed before."""
+
+LATE_PAUSE = 0.1
+"""Seconds from one look to the next at a settle that is late."""
+
+NO_CONFIG = UUID(int=0)
+
+
+class Fetcher:
+    """The loop that brings work in. `wake` ends its sleep; `start_senders` is called when something came."""
+
+    def __init__(
+        self,
+        link: Link,
+        targets: Targets,
+        buffer: Buffer,
+        settler: Settler,
+        outage: Outage,
+        *,
+        wake: asyncio.Event,
+        start_senders: Callable[[], None],
+        poll_interval: float,
+        request_timeout: float,
+    ) -> None:
+        self._link = link
+        self._targets = targets
+        self._buffer = buffer
+        self._settler = settler
+        self._outage = outage
+        self._wake = wake
+        self._start_senders = start_senders
+        self._poll_interval = poll_interval
+        self._wait_in_hand = max(LEAST_WAIT_IN_HAND, request_timeout)
+        self._lease = self._wait_in_hand + request_timeout + LEASE_MARGIN
+        self._marks: deque[tuple[float, int]] = deque()
+        self._low = 0
+        self._forget_low_at = 0.0
+        self._rooms_at = time.monotonic()
+        self._cursor = NO_CONFIG
+        self._claim_not_before = 0.0
+        self._claim_is_owed = False
+        self._recheck_at = 0.0
+        self._record_bytes = float(FIRST_GUESS)
+        self._doorbell_is_up = False
+        self._stopping = False
+        self.turned_at = -math.inf
+        """When a turn was last completed, on the monotonic clock."""
+
+    def ring(self) -> None:
+        """Look for work now: the doorbell rang, and has to be raised again."""
+        self._doorbell_is_up = False
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Let `run` return after the turn under way."""
+        self._stopping = True
+        self._wake.set()
+
+    async def run(self, *, until_empty: bool) -> None:
+        """Fetch until `stop` or, with `until_empty`, until nothing is due or in hand. Raises what is no outage."""
+        patience = Patience()
+        while not self._stopping:
+            self._wake.clear()
+            if self._settler.is_late:
+                # What is not written down could be claimed once more: first the settle, then the next claim.
+                await self._rest(LATE_PAUSE)
+                continue
+            try:
+                conn = await self._link.connection()
+                found = await self._turn(conn) or await self._look_once_more(conn)
+            except TRANSIENT as error:
+                self._outage.began(error)
+                await self._link.drop()
+                await patience.wait()
+                continue
+            self._outage.ended()
+            patience.restored()
+            self.turned_at = time.monotonic()
+            if found:
+                continue
+            if until_empty and not self._in_hand:
+                return
+            await self._rest(self._until_next_look())
+
+    async def _turn(self, conn: psycopg.AsyncConnection) -> bool:
+        """Route, then claim; returns whether to look again at once."""
+        now = time.monotonic()
+        for held in self._buffer.expired(now):
+            self._settler.give_back(held.delivery)
+        routed = await self._route(conn, now)
+        claimed = await self._claim(conn)
+        if now >= self._recheck_at:
+            self._recheck_at = now + RECHECK_SECONDS
+            await self._targets.reload(conn, self._buffer.config_ids)
+        self._start_senders()
+        return routed or claimed
+
+    async def _route(self, conn: psycopg.AsyncConnection, now: float) -> bool:
+        """Route what was captured; returns whether there is more."""
+        rooms, room, slots = self._buffer.rooms(now - self._rooms_at), self._buffer.room, self._slots()
+        self._rooms_at = now
+        limit = max(ROUTE_ROWS, slots)
+        if self._claim_is_owed:
+            slots //= 2  # what is new must not take every slot from what is due
+        routed = await queue.route(
+            conn, low=self._low_mark(now), rows=limit, slots=slots, room=room, rooms=rooms, lease=self._lease
+        )
+        if routed.top is not None:
+            self._marks.append((now, routed.top))
+        await self._admit(conn, routed, now)
+        self._buffer.note(
+            [each.config_id for each in routed.deliveries], rooms=rooms, room=room, all_taken=False, full=self._is_full
+        )
+        return routed.rows == limit
+
+    async def _claim(self, conn: psycopg.AsyncConnection) -> bool:
+        """Claim what is due; returns whether there may be more."""
+        now = time.monotonic()
+        rooms, room, slots = self._buffer.rooms(0.0), self._buffer.room, self._slots()
+        if slots == 0 or now < self._claim_not_before:
+            self._claim_is_owed = True
+            return False
+        found = await queue.claim(conn, after=self._cursor, slots=slots, room=room, rooms=rooms, lease=self._lease)
+        await self._admit(conn, found, now)
+        config_ids = [each.config_id for each in found.deliveries]
+        from_the_first = self._cursor == NO_CONFIG
+        to_the_last = len(config_ids) < slots
+        self._cursor = NO_CONFIG if to_the_last else max(config_ids)
+        self._claim_is_owed = not to_the_last
+        self._buffer.note(
+            config_ids, rooms=rooms, room=room, all_taken=to_the_last and from_the_first, full=self._is_full
+        )
+        if to_the_last:
+            spent = time.monotonic() - now
+            self._claim_not_before = now + min(spent * CLAIM_SHARE, self._poll_interval)
+        # A round that began in the middle goes on from the first config.
+        return bool(config_ids) or (to_the_last and not from_the_first)
+
+    async def _look_once_more(self, conn: psycopg.AsyncConnection) -> bool:
+        """Before sleeping: raise the doorbell, and look at what came before it was up, or committed out of order."""
+        again = False
+        if not self._doorbell_is_up:
+            again = await queue.raise_doorbell(conn)
+            self._doorbell_is_up = True
+        if not self._in_hand:
+            again = again or bool(self._low or self._marks) or self._claim_is_owed
+            self._forget_low_mark()
+            self._claim_not_before = 0.0
+        return await self._turn(conn) if again else False
+
+    async def _admit(self, conn: psycopg.AsyncConnection, claimed: queue.Claimed, clock: float) -> None:
+        """Take leased deliveries in hand and have them sent."""
+        if not claimed.deliveries or claimed.now is None:
+            return
+        try:
+            await self._targets.refresh(conn, claimed.deliveries)
+        except TRANSIENT:
+            for delivery in claimed.deliveries:
+                self._settler.give_back(delivery)
+            raise
+        size = sum(len(delivery.data or "") for delivery in claimed.deliveries) / len(claimed.deliveries)
+        self._record_bytes = max(1000.0, size, (self._record_bytes + size) / 2)
+        start_before = clock + self._wait_in_hand
+        self._buffer.put([Held(delivery, claimed.now, clock, start_before) for delivery in claimed.deliveries])
+        self._start_senders()
+
+    def _slots(self) -> int:
+        """How many deliveries may be claimed now. A record larger than the budget is taken by itself."""
+        in_hand = self._buffer.in_hand
+        by_size = max(0 if in_hand else 1, int(BYTES_IN_HAND / self._record_bytes) - in_hand)
+        return min(self._buffer.slots, by_size)
+
+    @property
+    def _is_full(self) -> bool:
+        return self._slots() == 0
+
+    @property
+    def _in_hand(self) -> int:
+        """What is not done yet: waiting, being sent, being settled."""
+        return self._buffer.in_hand + self._settler.count
+
+    def _low_mark(self, now: float) -> int:
+        if now >= self._forget_low_at:
+            self._forget_low_mark()
+            self._forget_low_at = now + LOW_MARK_LIFE
+        while self._marks and self._marks[0][0] < now - LOW_MARK_LAG:
+            self._low = max(self._low, self._marks.popleft()[1])
+        return self._low
+
+    def _forget_low_mark(self) -> None:
+        self._marks.clear()
+        self._low = 0
+
+    def _until_next_look(self) -> float:
+        if self._claim_is_owed and not self._is_full:
+            return min(self._poll_interval, max(0.0, self._claim_not_before - time.monotonic()))
+        return self._poll_interval
+
+    async def _rest(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            self._doorbell_is_up = False  # perhaps it rang and nobody told us

@@ -1,0 +1,146 @@
+"""Send: takes deliveries in hand in fair turns, makes one try of each, judges it and hands it to the settler."""
+
+import asyncio
+import datetime as dt
+import time
+
+import structlog
+
+from outbox import __version__
+from outbox.core import postback
+from outbox.core.buffer import Buffer, Held
+from outbox.core.model import Answer, Attempt, Failure, FailureKind, Retry
+from outbox.core.outcome import judge
+from outbox.daemon.settler import Settler
+from outbox.daemon.targets import Target, Targets
+from outbox.http.sender import Sender
+
+HOLD_SECONDS = 60.0
+"""How long a delivery is put off that can not be sent for a fault of ours, such as a missing key."""
+
+USER_AGENT = f"outbox/{__version__}"
+
+log = structlog.get_logger("outbox")
+
+
+class Senders:
+    """As many tasks as there are POSTs in flight; each goes on while there is something to send.
+
+    `wake` is called when a config that may be owed more has done half of what is in hand.
+    """
+
+    def __init__(
+        self,
+        sender: Sender,
+        targets: Targets,
+        buffer: Buffer,
+        settler: Settler,
+        *,
+        concurrency: int,
+        wake: asyncio.Event,
+    ) -> None:
+        self._sender = sender
+        self._targets = targets
+        self._buffer = buffer
+        self._settler = settler
+        self._concurrency = concurrency
+        self._wake = wake
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Start a task for each delivery that waits, as far as there are slots."""
+        for _ in range(min(self._buffer.waiting, self._concurrency - len(self._tasks))):
+            task = asyncio.create_task(self._send())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def finish(self, within: float) -> int:
+        """Wait for what is in flight; what is not done `within` seconds is given back. Returns how many that were."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=within)
+        cut_off = list(self._tasks)
+        for task in cut_off:
+            task.cancel()
+        await asyncio.gather(*cut_off, return_exceptions=True)
+        return len(cut_off)
+
+    async def _send(self) -> None:
+        while held := self._buffer.take():
+            result: Answer | Failure | None = None
+            try:
+                result = await self._try(held)
+            except asyncio.CancelledError:
+                self._settler.give_back(held.delivery)
+                raise
+            finally:
+                timed_out = None
+                if result is not None:
+                    timed_out = isinstance(result, Failure) and result.kind is FailureKind.TIMEOUT
+                if self._buffer.finished(held.delivery.config_id, timed_out=timed_out):
+                    self._wake.set()
+
+    async def _try(self, held: Held) -> Answer | Failure | None:
+        """Make one try, or give the delivery back and return None."""
+        target = self._targets.get(held.delivery.config_id)
+        started = time.monotonic()
+        if target is None or not target.sends or started > held.start_before:
+            self._settler.give_back(held.delivery)
+            return None
+        if target.fault:
+            self._settler.give_back(held.delivery, HOLD_SECONDS)
+            return None
+        try:
+            result = await self._post(held, target, started)
+        except Exception:
+            # A bug of ours. It uses up a try all the same, or one record could keep the daemon busy for ever.
+            log.exception("sender.failed", event_id=str(held.delivery.event_id))
+            result = Failure(FailureKind.BROKEN, "an internal error; the daemon's log has it")
+        self._conclude(held, target, started, result)
+        return result
+
+    async def _post(self, held: Held, target: Target, started: float) -> Answer | Failure:
+        delivery = held.delivery
+        if delivery.type is None or delivery.resource is None or delivery.data is None:
+            return Failure(FailureKind.MISSING, "the event is no longer kept: its retention is over")
+        body = postback.form_body(delivery.type, delivery.resource, delivery.attempt, delivery.data)
+        timestamp = held.claimed_at.timestamp() + started - held.clock
+        headers = postback.headers(
+            delivery.event_id, timestamp=int(timestamp), user_agent=USER_AGENT, authorization=target.authorization
+        )
+        return await self._sender.post(target.config.url, body, headers)
+
+    def _conclude(self, held: Held, target: Target, started: float, result: Answer | Failure) -> None:
+        """Judge, log, and hand over to the settler."""
+        duration = time.monotonic() - started
+        outcome = judge(
+            result,
+            tries=held.delivery.attempt - held.delivery.attempts_uncounted,
+            number_of_attempts=target.config.number_of_attempts,
+            attempt_interval=target.config.attempt_interval,
+        )
+        attempt = Attempt(
+            held.delivery,
+            outcome,
+            result.status,
+            result.body if isinstance(result, Answer) else b"",
+            round(duration * 1000),
+            held.claimed_at + dt.timedelta(seconds=started - held.clock),
+        )
+        _log_attempt(attempt)
+        self._buffer.unsettled += 1
+        self._settler.add(attempt)
+
+
+def _log_attempt(attempt: Attempt) -> None:
+    delivery = attempt.delivery
+    log.info(
+        "delivery.attempted",
+        event_id=str(delivery.event_id),
+        config_id=str(delivery.config_id),
+        attempt=delivery.attempt,
+        status=attempt.status,
+        duration_ms=attempt.duration_ms,
+        outcome=attempt.outcome.name,
+        **({"due_in_s": attempt.outcome.after} if isinstance(attempt.outcome, Retry) else {}),
+        **({} if attempt.outcome.reason is None else {"error": attempt.outcome.reason}),
+    )

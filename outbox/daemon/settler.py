@@ -1,0 +1,142 @@
+"""Settle: records finished tries, many in one statement, and gives back what was not tried."""
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Callable
+
+import psycopg
+import structlog
+
+from outbox.core.model import Attempt, Dead, Delivery
+from outbox.daemon.outage import Outage, Patience
+from outbox.postgres import queue
+from outbox.postgres.pool import TRANSIENT, Link
+
+PAUSE = 0.02
+"""Seconds from one settle to the next under load, so that one statement settles many."""
+
+ROWS = 500
+"""Finished tries that one statement settles at most."""
+
+LATE = 5.0
+"""Seconds after which an unsettled try is late: well before its lease can run out."""
+
+log = structlog.get_logger("outbox")
+
+
+class Settler:
+    """Takes finished tries and untried deliveries from the senders, and writes them down.
+
+    `goal`: so many finished tries are settled without waiting for more. `settled` is told how many were.
+    """
+
+    def __init__(self, link: Link, outage: Outage, *, goal: int, settled: Callable[[int], None]) -> None:
+        self._link = link
+        self._outage = outage
+        self._goal = min(ROWS, max(1, goal))
+        self._settled = settled
+        self._finished: deque[tuple[float, Attempt]] = deque()
+        self._returned: deque[tuple[Delivery, float]] = deque()
+        self._something = asyncio.Event()
+        self._enough = asyncio.Event()
+        self._ending = False
+        self.died = 0
+        """Deliveries that are out of tries, since the start."""
+
+    @property
+    def count(self) -> int:
+        """How many wait to be written down."""
+        return len(self._finished) + len(self._returned)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether a try waits so long that its lease might run out, and its delivery be claimed and sent again."""
+        return bool(self._finished) and time.monotonic() - self._finished[0][0] > LATE
+
+    def add(self, attempt: Attempt) -> None:
+        """Take a finished try."""
+        self._finished.append((time.monotonic(), attempt))
+        self._something.set()
+        if len(self._finished) >= self._goal:
+            self._enough.set()
+
+    def give_back(self, delivery: Delivery, after: float = 0.0) -> None:
+        """Take a delivery that was not tried: it is due again in `after` seconds."""
+        self._returned.append((delivery, after))
+        self._something.set()
+
+    def end(self) -> None:
+        """Let `run` return once everything is written down."""
+        self._ending = True
+        self._something.set()
+        self._enough.set()
+
+    async def run(self) -> None:
+        """Write down what comes, until `end`. Raises what is no outage."""
+        patience = Patience()
+        while self.count or not self._ending:
+            if not self.count:
+                self._something.clear()
+                await self._something.wait()
+                continue
+            began = time.monotonic()
+            try:
+                conn = await self._link.connection()
+                busy = await self._settle(conn) > 1
+                await self._release(conn)
+            except TRANSIENT as error:
+                self._outage.began(error)
+                await self._link.drop()
+                await patience.wait()
+                continue
+            self._outage.ended()
+            patience.restored()
+            if busy and not self._ending:
+                await self._gather_until(began + PAUSE)
+
+    async def _gather_until(self, end: float) -> None:
+        """Let finished tries gather until `end`, or until there are enough for a statement."""
+        self._enough.clear()
+        if len(self._finished) < self._goal:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, end - time.monotonic())):
+                    await self._enough.wait()
+
+    async def _settle(self, conn: psycopg.AsyncConnection) -> int:
+        """Settle a batch. What fails stays at the head of the line and is repeated as it was."""
+        batch = [self._finished[n][1] for n in range(min(ROWS, len(self._finished)))]
+        if not batch:
+            return 0
+        try:
+            lost = await queue.settle(conn, batch)
+        except psycopg.DataError as error:
+            # No subscriber's answer may keep the outcomes from being written down.
+            log.warning("answers.dropped", count=len(batch), error=" ".join(str(error).split())[:300])
+            lost = await queue.settle(conn, [dataclasses.replace(each, answer=b"") for each in batch])
+        for _ in batch:
+            self._finished.popleft()
+        self.died += sum(isinstance(attempt.outcome, Dead) for attempt in batch)
+        for each in lost:
+            log.warning(
+                "lease.lost",
+                event_id=str(each.delivery.event_id),
+                config_id=str(each.delivery.config_id),
+                attempt=each.delivery.attempt,
+            )
+        self._settled(len(batch))
+        return len(batch)
+
+    async def _release(self, conn: psycopg.AsyncConnection) -> None:
+        """Release what was given back, once.
+
+        Never repeated: the first may have come through, and the number of the try been given out again. What is not
+        released falls due when its lease runs out.
+        """
+        returned, self._returned = self._returned, deque()
+        for after in {after for _, after in returned}:
+            await queue.release(conn, [delivery for delivery, wait in returned if wait == after], after=after)
+        if returned:
+            self._settled(0)
