@@ -95,12 +95,19 @@ class Daemon:
     """`outbox run` in a process of its own, with what the kernel says of it."""
 
     def __init__(self, dsn: str, *arguments: str, **settings: str) -> None:
+        RESULTS.mkdir(exist_ok=True)
         environment = os.environ | {"OUTBOX_DSN": dsn, "OUTBOX_ALLOW_NETWORKS": "127.0.0.0/8"} | settings
         self._log = (RESULTS / "daemon.tmp").open("wb")
         self.process = subprocess.Popen(  # noqa: S603 - ourselves
             [sys.executable, "-m", "outbox", "run", *arguments], env=environment, stderr=self._log
         )
         self.started = time.monotonic()
+
+    def wait_until_started(self) -> None:
+        """Wait until it looks for work."""
+        while b"daemon.started" not in (RESULTS / "daemon.tmp").read_bytes():
+            time.sleep(0.02)
+        time.sleep(0.5)
 
     def memory(self, which: str = "VmHWM") -> float:
         """Return MB: VmHWM is the peak of the resident memory, VmRSS what it is now."""

@@ -3,6 +3,8 @@
 Names are constant, dotted and in the past tense. No payload, no URL's query and no secret is ever a value.
 """
 
+import asyncio
+import atexit
 import json
 import logging
 import sys
@@ -15,27 +17,55 @@ from structlog.typing import EventDict, WrappedLogger
 _encode = json.JSONEncoder(default=str, ensure_ascii=False).encode
 
 
+class _Lines:
+    """Writes lines to stderr: those of one turn of the event loop at once, outside of one each by itself."""
+
+    def __init__(self) -> None:
+        self._waiting: list[str] = []
+
+    def msg(self, line: str) -> None:
+        """Take a line."""
+        self._waiting.append(line)
+        if len(self._waiting) == 1:
+            try:
+                asyncio.get_running_loop().call_soon(self.flush)
+            except RuntimeError:
+                self.flush()
+
+    log = debug = info = warning = warn = error = critical = exception = failure = fatal = msg
+
+    def flush(self) -> None:
+        """Write what waits."""
+        lines, self._waiting = self._waiting, []
+        if lines:
+            sys.stderr.write("\n".join(lines) + "\n")
+            sys.stderr.flush()
+
+
 def configure(*, level: int = logging.INFO, colours: bool | None = None) -> None:
     """Set up structlog for this process. `colours`: for a person; by default if stderr is a terminal."""
     for_people = sys.stderr.isatty() if colours is None else colours
+    lines = _Lines()
+    atexit.register(lines.flush)
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.format_exc_info,
-            _add_time,
+            _complete,
             structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback) if for_people else _render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=lambda *_: lines,
         cache_logger_on_first_use=True,
     )
 
 
-def _add_time(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+def _complete(logger: WrappedLogger, level: str, event: EventDict) -> EventDict:
+    event = structlog.contextvars.merge_contextvars(logger, level, event)
+    event["level"] = level
     event["timestamp"] = datetime.now(UTC).isoformat()
+    if "exc_info" in event:
+        event = structlog.processors.format_exc_info(logger, level, event)
     return event
 
 
-def _render(_logger: WrappedLogger, _name: str, event: EventDict) -> str:
+def _render(_logger: WrappedLogger, _level: str, event: EventDict) -> str:
     return _encode(event)

@@ -4,7 +4,7 @@ import click
 import psycopg
 
 from outbox import __version__
-from outbox.cli import config, deliveries, demo, run, schema, status
+from outbox.cli import config, deliveries, demo, run, schema, serve, status, user
 from outbox.errors import OutboxError, UsageError
 
 
@@ -32,6 +32,8 @@ for _command in (
     schema.detach,
     config.config,
     run.run,
+    serve.serve,
+    user.user,
     deliveries.deliveries,
     deliveries.replay_,
     status.status,

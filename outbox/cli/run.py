@@ -1,16 +1,19 @@
 """`outbox run`: the daemon in the foreground, ended by SIGTERM or SIGINT."""
 
 import asyncio
+import dataclasses
 import gc
 import signal
 
 import click
 
 from outbox import logs
+from outbox.api import server
 from outbox.cli import options
+from outbox.cli.serve import DEFAULT_LISTEN
 from outbox.daemon.run import run_daemon
-from outbox.daemon.workers import run_workers
-from outbox.errors import OutboxError
+from outbox.daemon.workers import WITH_PARENT, end_with_parent, run_workers
+from outbox.errors import OutboxError, UsageError
 from outbox.settings import Settings
 
 _SETTINGS = (
@@ -24,13 +27,16 @@ _SETTINGS = (
     "allow_networks",
     "secret_key",
     "listen",
+    "min_attempt_interval",
 )
 
 
 @click.command()
 @options.settings(*_SETTINGS)
 @click.option("--until-empty", is_flag=True, help="Work off what is due and exit: 0, or 1 when a delivery died.")
-def run(settings: Settings, *, until_empty: bool) -> None:
+@click.option("--serve", is_flag=True, help="Serve the HTTP API too, on 127.0.0.1:8080 unless OUTBOX_LISTEN is set.")
+@click.option(WITH_PARENT, is_flag=True, hidden=True)
+def run(settings: Settings, *, until_empty: bool, serve: bool, with_parent: bool) -> None:
     """Dispatch: route what was captured, send it, settle it, until SIGTERM or SIGINT.
 
     The daemon never changes the schema; it refuses one that it does not know. OUTBOX_SECRET_KEY is read from the
@@ -38,12 +44,14 @@ def run(settings: Settings, *, until_empty: bool) -> None:
     """
     logs.configure()
     _calm_the_collector()
+    if serve and settings.workers > 1:
+        raise UsageError("--serve is for one worker: run `outbox serve` beside --workers.")
     if settings.workers > 1:
         code = run_workers(settings.workers)
         if code:
             raise click.exceptions.Exit(code)
         return
-    died = options.run_async(_run(settings, until_empty=until_empty))
+    died = options.run_async(_run(settings, until_empty=until_empty, serve=serve, with_parent=with_parent))
     if until_empty and died:
         raise OutboxError(f"{died} deliveries died. See: outbox deliveries list --state dead")
 
@@ -52,11 +60,16 @@ def _calm_the_collector() -> None:
     # What was imported stays: looking through it again and again took a tenth of the daemon's time.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, 20, 20)
+    gc.set_threshold(50_000, 20, 20)
 
 
-async def _run(settings: Settings, *, until_empty: bool) -> int:
+async def _run(settings: Settings, *, until_empty: bool, serve: bool, with_parent: bool) -> int:
     stop = asyncio.Event()
+    if with_parent:
+        end_with_parent(stop)
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
-    return await run_daemon(settings, stop=stop, until_empty=until_empty)
+    if not serve:
+        return await run_daemon(settings, stop=stop, until_empty=until_empty)
+    settings = dataclasses.replace(settings, listen=settings.listen or DEFAULT_LISTEN)
+    return await run_daemon(settings, stop=stop, until_empty=until_empty, application=server.application(settings))

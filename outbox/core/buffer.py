@@ -15,7 +15,7 @@ from outbox.core.model import Delivery
 AHEAD = 500
 """How many deliveries may wait in hand, all configs together. At 10,000 a second they last 50 ms."""
 
-LOOK_AHEAD = 0.04
+LOOK_AHEAD = 0.08
 """Seconds: a config may have that much of its own pace waiting, so that a claim brings many and none waits long."""
 
 PACE_WINDOW = 0.25
@@ -196,6 +196,11 @@ class Buffer:
                 found.append(lane.waiting.popleft())
         self.waiting -= len(found)
         return found
+
+    @property
+    def startable(self) -> int:
+        """How many POSTs could begin now, at the most."""
+        return min(self.waiting, self._concurrency - self.in_flight - self.unsettled) if self._turns else 0
 
     @property
     def config_ids(self) -> list[UUID]:

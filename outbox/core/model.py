@@ -45,6 +45,21 @@ class PostbackConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class User:
+    """Who may use the API, and for which locations."""
+
+    id: UUID
+    name: str
+    location_ids: tuple[str, ...] | None
+    """None for an operator, who sees all locations and the configs that have none."""
+
+    @property
+    def is_operator(self) -> bool:
+        """Whether no location limits what is seen."""
+        return self.location_ids is None
+
+
+@dataclass(frozen=True, slots=True)
 class Delivery:
     """A claimed delivery: an event owed to a config, leased to us for one try."""
 

@@ -36,7 +36,7 @@ class Dispatcher:
         self._stopped = asyncio.Event()
         self._wake = asyncio.Event()
         self._buffer = Buffer(concurrency=settings.concurrency, per_config=settings.max_in_flight_per_config)
-        self._settler = Settler(self._links[1], outage, goal=settings.concurrency // 2, settled=self._note_settled)
+        self._settler = Settler(self._links[1], outage, goal=settings.concurrency // 4, settled=self._note_settled)
         self._senders = Senders(
             sender, targets, self._buffer, self._settler, concurrency=settings.concurrency, wake=self._wake
         )

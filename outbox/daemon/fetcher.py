@@ -157,7 +157,7 @@ class Fetcher:
         return routed.rows == limit
 
     async def _claim(self, conn: psycopg.AsyncConnection) -> bool:
-        """Claim what is due; returns whether there may be more."""
+        """Claim what is due; returns whether to go on at once."""
         now = time.monotonic()
         rooms, room, slots = self._buffer.rooms(0.0), self._buffer.room, self._slots()
         if slots == 0 or now < self._claim_not_before:
@@ -176,8 +176,9 @@ class Fetcher:
         if to_the_last:
             spent = time.monotonic() - now
             self._claim_not_before = now + min(spent * CLAIM_SHARE, self._poll_interval)
-        # A round that began in the middle goes on from the first config.
-        return bool(config_ids) or (to_the_last and not from_the_first)
+        # A round that began in the middle goes on from the first config. Whoever got all that he had room for asks
+        # again when he has done half of it: not at once, for the few that were done meanwhile.
+        return to_the_last and not from_the_first
 
     async def _look_once_more(self, conn: psycopg.AsyncConnection) -> bool:
         """Before sleeping: raise the doorbell, and look at what came before it was up, or committed out of order."""

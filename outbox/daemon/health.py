@@ -36,12 +36,10 @@ class Health:
             found.append("the schema is not the one that this program knows")
         return found
 
-    def application(self) -> web.Application:
-        """Return the two answers as an application."""
-        app = web.Application()
+    def add_routes(self, app: web.Application) -> None:
+        """Add the two answers to an application."""
         app.router.add_get("/livez", self._live)
         app.router.add_get("/readyz", self._ready)
-        return app
 
     async def _live(self, _request: web.Request) -> web.Response:
         return web.json_response({"live": True})

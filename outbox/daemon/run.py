@@ -4,6 +4,7 @@ import asyncio
 
 import psycopg
 import structlog
+from aiohttp import web
 
 from outbox import __version__
 from outbox.daemon import health
@@ -22,8 +23,16 @@ from outbox.settings import Settings
 log = structlog.get_logger("outbox")
 
 
-async def run_daemon(settings: Settings, *, stop: asyncio.Event, until_empty: bool = False) -> int:
+async def run_daemon(
+    settings: Settings,
+    *,
+    stop: asyncio.Event,
+    until_empty: bool = False,
+    application: web.Application | None = None,
+) -> int:
     """Dispatch until `stop` is set and all is drained, or with `until_empty` until nothing is due.
+
+    `application` is served beside the health, where there is a `listen`.
 
     Returns how many deliveries died. Raises SchemaError for a schema that this program does not know, and
     psycopg.Error when the database can not be reached at the start; later it waits for it.
@@ -36,7 +45,9 @@ async def run_daemon(settings: Settings, *, stop: asyncio.Event, until_empty: bo
     ) as sender:
         dispatcher = Dispatcher(settings, sender, Targets(SecretBox(settings.secret_key)), outage)
         state = health.Health(dispatcher, outage, poll_interval=settings.poll_interval)
-        runner = await health.serve(state.application(), settings.listen) if settings.listen else None
+        app = web.Application() if application is None else application
+        state.add_routes(app)
+        runner = await health.serve(app, settings.listen) if settings.listen else None
         log.info("daemon.started", version=__version__, concurrency=settings.concurrency)
         others = [
             asyncio.create_task(listen(Link(dsn, "listen", settings=None), dispatcher.ring)),

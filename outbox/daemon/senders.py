@@ -48,8 +48,8 @@ class Senders:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        """Start a task for each delivery that waits, as far as there are slots."""
-        for _ in range(min(self._buffer.waiting, self._concurrency - len(self._tasks))):
+        """Start a task for each POST that could begin now."""
+        for _ in range(min(self._buffer.startable, self._concurrency - len(self._tasks))):
             task = asyncio.create_task(self._send())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

@@ -1,5 +1,6 @@
 """`--workers N`: a process for each, started alike, told of signals, and ended together."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -9,6 +10,9 @@ import time
 import structlog
 
 from outbox.settings import variable
+
+WITH_PARENT = "--with-parent"
+"""The flag that tells a worker that it is one."""
 
 _LOOK_EVERY = 0.1
 """Seconds."""
@@ -22,7 +26,7 @@ def run_workers(count: int) -> int:
     Signals go on to all. A worker that fails ends the others: whoever watches this process starts it anew.
     """
     environment = os.environ | {variable("workers"): "1"}
-    arguments = [sys.executable, "-m", "outbox", *_without_workers(sys.argv[1:])]
+    arguments = [sys.executable, "-m", "outbox", *_without("--workers", sys.argv[1:]), WITH_PARENT]
     received: list[int] = []
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda each, _frame: received.append(each))
@@ -30,7 +34,9 @@ def run_workers(count: int) -> int:
     for number in range(count):
         # Only the first listens: they share one address.
         own = environment if number == 0 else {k: v for k, v in environment.items() if k != variable("listen")}
-        children.append(subprocess.Popen(arguments if number == 0 else _without("--listen", arguments), env=own))  # noqa: S603 - ourselves
+        command = arguments if number == 0 else _without("--listen", arguments)
+        # A worker ends when this end of its pipe goes, however that happens.
+        children.append(subprocess.Popen(command, env=own, stdin=subprocess.PIPE))  # noqa: S603 - ourselves
     log.info("workers.started", pids=[child.pid for child in children])
     told = False
     while any(child.poll() is None for child in children):
@@ -44,8 +50,16 @@ def run_workers(count: int) -> int:
     return max(abs(child.wait()) for child in children)
 
 
-def _without_workers(arguments: list[str]) -> list[str]:
-    return _without("--workers", arguments)
+def end_with_parent(stop: asyncio.Event) -> None:
+    """Set `stop` when the process that started this worker has gone: its end of our stdin is closed then."""
+    loop = asyncio.get_running_loop()
+
+    def look() -> None:
+        if not os.read(sys.stdin.fileno(), 1):
+            loop.remove_reader(sys.stdin.fileno())
+            stop.set()
+
+    loop.add_reader(sys.stdin.fileno(), look)
 
 
 def _without(flag: str, arguments: list[str]) -> list[str]:

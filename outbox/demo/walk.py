@@ -31,6 +31,7 @@ _PAUSE = 2.0
 _GLANCE = 0.05
 """Seconds between two looks at the database while something is awaited there."""
 _WIDTH = 100
+_LATER, _LATER_PATH = "later", "/later"
 _MAIN, _FLAKY = "/receiver", "/flaky"
 _PEOPLE = (("Ada", "Lovelace"), ("Zoë", "Müller"), ("Grace", "Hopper"), ("Ödön", "Szabó"), ("Mary", "O'Neil"))
 
@@ -85,17 +86,19 @@ class Walk:
     async def go_on(self) -> None:
         """Change contacts now and then, until it is cancelled."""
         self._say(f"\nIt goes on with a change every {_PAUSE:.0f} seconds, until Ctrl-C.")
+        # At a location of its own: what somebody does with the API meanwhile is not taken for it.
+        await self._add_config(_LATER, self._receiver.url + _LATER_PATH, number_of_attempts=1, attempt_interval=300)
         for first_name, last_name in itertools.cycle(_PEOPLE):
             since = time.time()
-            contact = await contacts.create(self._app, location_id=LOCATION, first_name=first_name, last_name=last_name)
-            await self._arrives("CREATE", contact, since)
+            contact = await contacts.create(self._app, location_id=_LATER, first_name=first_name, last_name=last_name)
+            await self._arrives("CREATE", contact, since, _LATER_PATH)
             await asyncio.sleep(_PAUSE)
             since = time.time()
             contact = await contacts.change(self._app, contact["id"], email=f"{first_name.lower()}@example.com")
-            await self._arrives("UPDATE", contact, since)
+            await self._arrives("UPDATE", contact, since, _LATER_PATH)
             await asyncio.sleep(_PAUSE)
             since = time.time()
-            await self._arrives("DELETE", await contacts.delete(self._app, contact["id"]), since)
+            await self._arrives("DELETE", await contacts.delete(self._app, contact["id"]), since, _LATER_PATH)
             await asyncio.sleep(_PAUSE)
 
     async def _config_is_created(self) -> None:

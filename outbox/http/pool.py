@@ -9,7 +9,7 @@ import socket
 import ssl
 from collections import defaultdict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import aiohappyeyeballs
 
@@ -29,9 +29,8 @@ class ForbiddenAddressError(Exception):
     """None of the host's addresses may be posted to; the message says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where a connection leads."""
+class Endpoint(NamedTuple):
+    """Where a connection leads. A tuple, because it is looked up for each POST."""
 
     is_tls: bool
     host: str

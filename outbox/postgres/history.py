@@ -104,7 +104,7 @@ left join lateral (
     select max(a.number) as number from outbox.attempts as a
     where s.state = 'delivered' and a.event_id = s.event_id and a.config_id = s.config_id
 ) as t on true
-order by s.state_at desc, s.event_id desc, s.config_id desc
+order by s.state_at {way}, s.event_id {way}, s.config_id {way}
 """
 
 # One delivery. Its tries tell it from one that never was: the key's index finds them in each partition.
@@ -144,9 +144,16 @@ order by a.number, a.at
 
 
 async def deliveries(
-    conn: AsyncConnection, chosen: Filter, *, limit: int, after: Position | None = None
+    conn: AsyncConnection,
+    chosen: Filter,
+    *,
+    limit: int,
+    after: Position | None = None,
+    oldest_first: bool = False,
 ) -> list[Summary]:
     """Return up to `limit` of the chosen deliveries, newest first; the next ones with `after` the last's position."""
+    if oldest_first:
+        return await _read(conn, chosen, limit, after, oldest_first=True)
     if all(each is None for each in (chosen.config, chosen.event, chosen.record)):
         end = min(each for each in (chosen.until, after and after.state_at, await now(conn)) if each is not None)
         for window in _WINDOWS:
@@ -157,10 +164,22 @@ async def deliveries(
     return await _read(conn, chosen, limit, after)
 
 
-async def _read(conn: AsyncConnection, chosen: Filter, limit: int, after: Position | None) -> list[Summary]:
-    keys, parameters = selection(chosen, limit=limit, after=after)
+async def count(conn: AsyncConnection, chosen: Filter, *, most: int) -> int:
+    """Return how many deliveries are chosen; no more than `most` are counted."""
+    keys, parameters = selection(chosen, limit=most)
+    query = SQL("select count(*) from ({selection}) as s").format(selection=keys)
+    row = await (await conn.execute(query, parameters, prepare=False)).fetchone()
+    return int(row[0]) if row else 0
+
+
+async def _read(
+    conn: AsyncConnection, chosen: Filter, limit: int, after: Position | None, *, oldest_first: bool = False
+) -> list[Summary]:
+    keys, parameters = selection(chosen, limit=limit, after=after, oldest_first=oldest_first)
     cursor = conn.cursor(row_factory=kwargs_row(_summary))
-    await cursor.execute(SQL(_SUMMARIES).format(selection=keys), parameters, prepare=False)
+    await cursor.execute(
+        SQL(_SUMMARIES).format(selection=keys, way=SQL("asc" if oldest_first else "desc")), parameters, prepare=False
+    )
     return await cursor.fetchall()
 
 

@@ -1,10 +1,13 @@
 """Connections: opened when needed, replaced after they broke. What is done with them stands elsewhere."""
 
+import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus
 
 # The queue's tables swing between empty and full faster than statistics follow, so its connections forbid the plans
 # that only empty tables deserve. Planning each time and JIT would take longer than many of our statements.
@@ -55,3 +58,35 @@ class Link:
         if conn is not None:
             with contextlib.suppress(psycopg.Error, OSError):
                 await conn.close()
+
+
+class Links:
+    """At most `count` autocommit connections for many short questions, opened when needed."""
+
+    def __init__(self, dsn: str, name: str, *, count: int, settings: str | None = None) -> None:
+        self._idle = [Link(dsn, name, settings=settings) for _ in range(count)]
+        self._free = asyncio.Semaphore(count)
+
+    @contextlib.asynccontextmanager
+    async def connection(self) -> AsyncIterator[psycopg.AsyncConnection]:
+        """Lend a connection, after waiting for one if need be. One of TRANSIENT passes through and costs it."""
+        async with self._free:
+            # The one used last: it is the likeliest to be open.
+            link = self._idle.pop()
+            try:
+                conn = await link.connection()
+                try:
+                    yield conn
+                finally:
+                    if conn.info.transaction_status != TransactionStatus.IDLE:
+                        await link.drop()
+            except TRANSIENT:
+                await link.drop()
+                raise
+            finally:
+                self._idle.append(link)
+
+    async def close(self) -> None:
+        """Close the connections that nobody uses."""
+        for link in self._idle:
+            await link.drop()

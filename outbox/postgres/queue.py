@@ -225,6 +225,7 @@ async def route(
             "low": low, "rows": rows, "slots": slots, "room": room, "lease": lease,
             "busy": list(rooms), "rooms": list(rooms.values()),
         },
+        binary=True,
     )  # fmt: skip
     found = await cursor.fetchall()
     now, routed, top = found[0][:3]
@@ -241,6 +242,7 @@ async def claim(
             "after": after, "slots": slots, "room": room, "lease": lease,
             "busy": list(rooms), "rooms": list(rooms.values()),
         },
+        binary=True,
     )  # fmt: skip
     found = await cursor.fetchall()
     return Claimed([Delivery(*row[1:]) for row in found], found[0][0] if found else None)

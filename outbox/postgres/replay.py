@@ -32,6 +32,7 @@ _SENDABLE: tuple[LiteralString, ...] = (
 _CONFIGS = """
 select c.id from outbox.postback_configs as c
 where c.deleted_at is null and (%(config)s::uuid is null or c.id = %(config)s)
+    and (%(locations)s::text[] is null or c.location_id = any(%(locations)s::text[]))
 order by c.id
 """
 
@@ -80,7 +81,9 @@ async def replay(conn: AsyncConnection, chosen: Filter, *, dry_run: bool = False
     chosen = replace(chosen, until=start if chosen.until is None else min(chosen.until, start))
     scopes = [chosen]
     if chosen.event is None and chosen.record is None:
-        rows = await (await conn.execute(_CONFIGS.encode(), {"config": chosen.config})).fetchall()
+        locations = None if chosen.locations is None else list(chosen.locations)
+        asked = {"config": chosen.config, "locations": locations}
+        rows = await (await conn.execute(_CONFIGS.encode(), asked)).fetchall()
         scopes = [replace(chosen, config=config) for (config,) in rows]
     done = 0
     for state in REPLAYABLE:

@@ -47,7 +47,14 @@ class Filter:
     record: str | None = None
     """The record's id (`resource_id`)."""
     resource: str | None = None
-    """Narrows `record`; without one it is not looked at."""
+    """Of the event."""
+    locations: Collection[str] | None = None
+    """Of the config. None: all, and the configs without a location."""
+    tried: bool | None = None
+    """Of a pending one: whether a try was begun."""
+    created_since: datetime | None = None
+    created_until: datetime | None = None
+    """When the event was captured."""
     since: datetime | None = None
     until: datetime | None = None
 
@@ -83,13 +90,29 @@ _SOURCES = {
 
 # Where the search begins. The tempting `from attempts … order by at limit n` has no index for all configs together:
 # it would read a day to show fifty rows. Each config's newest are at the end of its own index.
-_EVERY_CONFIG: LiteralString = "(select c.id as config_id from outbox.postback_configs as c)"
+_EVERY_CONFIG: LiteralString = """(
+    select c.id as config_id from outbox.postback_configs as c
+    where %(locations)s::text[] is null or c.location_id = any(%(locations)s::text[])
+)"""
 _ONE_CONFIG: LiteralString = "(select %(config)s::uuid as config_id)"
 _EVENT: LiteralString = "(select %(event)s::uuid as event_id)"
 _RECORD: LiteralString = "(select e.id as event_id from outbox.events as e where e.resource_id = %(record)s)"
 _RECORD_OF_RESOURCE: LiteralString = (
     "(select e.id as event_id from outbox.events as e where e.resource_id = %(record)s and e.resource = %(resource)s)"
 )
+
+_WITHIN: LiteralString = """exists (
+    select from outbox.postback_configs as mine
+    where mine.id = d.config_id and mine.location_id = any(%(locations)s::text[]) offset 0
+)"""
+_OF_RECORD: LiteralString = """exists (
+    select from outbox.events as e
+    where e.id = d.event_id and e.created_at = d.event_created_at and e.resource_id = %(record)s offset 0
+)"""
+_OF_RESOURCE: LiteralString = """exists (
+    select from outbox.events as e
+    where e.id = d.event_id and e.created_at = d.event_created_at and e.resource = %(resource)s offset 0
+)"""
 
 _STATE = """
 select {state} as state, s.event_id, s.config_id, s.event_created_at, s.state_at
@@ -124,13 +147,9 @@ def selection(
     any time and any limit would sort a config's whole history for a few rows.
     """
     origin, link = _origin(chosen)
-    wanted = [SQL(link), *(SQL(each) for each in conditions)]
-    if chosen.config is not None and origin != _ONE_CONFIG:
-        wanted.append(SQL("d.config_id = %(config)s"))
-    if chosen.since is not None:
-        wanted.append(SQL("{time} >= %(since)s"))
-    if chosen.until is not None:
-        wanted.append(SQL("{time} < %(until)s"))
+    wanted = [
+        SQL(link), *(SQL(each) for each in conditions), *_conditions(chosen, by_config=origin == _ONE_CONFIG)
+    ]  # fmt: skip
     if after is not None:
         # The first half is implied by the second, but only it lets partitions be skipped.
         wanted.append(
@@ -147,6 +166,8 @@ def selection(
             source = _SOURCES[state]
             time = SQL(source.time)
             fragments = [SQL(source.condition), *(each.format(time=time) for each in wanted)]
+            if state is State.PENDING and chosen.tried is not None:
+                fragments.append(SQL("d.attempts > 0" if chosen.tried else "d.attempts = 0"))
             states.append(
                 SQL(_STATE).format(
                     state=state.value, origin=SQL(origin), time=time, table=SQL(source.table),
@@ -156,10 +177,35 @@ def selection(
     parameters = {
         "config": chosen.config, "event": chosen.event, "record": chosen.record, "resource": chosen.resource,
         "since": chosen.since, "until": chosen.until, "limit": limit,
+        "locations": None if chosen.locations is None else list(chosen.locations),
+        "created_since": chosen.created_since, "created_until": chosen.created_until,
     }  # fmt: skip
     if after is not None:
         parameters |= {"at": after.state_at, "at_event": after.event_id, "at_config": after.config_id}
     return SQL(_SELECTION).format(states=SQL(" union all ").join(states), way=way), parameters
+
+
+def _conditions(chosen: Filter, *, by_config: bool) -> list[SQL]:
+    """Return what must hold of a row `d`. `by_config`: whether the search begins at the config, so that it holds."""
+    wanted: list[SQL] = []
+    if chosen.config is not None and not by_config:
+        wanted.append(SQL("d.config_id = %(config)s"))
+    if chosen.locations is not None:
+        wanted.append(SQL(_WITHIN))
+    if chosen.event is not None and chosen.record is not None:
+        wanted.append(SQL(_OF_RECORD))
+    if chosen.resource is not None and (chosen.event is not None or chosen.record is None):
+        wanted.append(SQL(_OF_RESOURCE))
+    if chosen.created_since is not None:
+        # Nothing is filed before it was captured: the second half lets the index skip what is older.
+        wanted.append(SQL("d.event_created_at >= %(created_since)s and {time} >= %(created_since)s"))
+    if chosen.created_until is not None:
+        wanted.append(SQL("d.event_created_at < %(created_until)s"))
+    if chosen.since is not None:
+        wanted.append(SQL("{time} >= %(since)s"))
+    if chosen.until is not None:
+        wanted.append(SQL("{time} < %(until)s"))
+    return wanted
 
 
 def _origin(chosen: Filter) -> tuple[LiteralString, LiteralString]:

@@ -121,6 +121,15 @@ def test_two_workers_share_the_work_and_end_together(conn: psycopg.Connection, d
         assert len(receiver.requests) == 200
 
 
+def test_workers_do_not_outlive_their_parent(db: str) -> None:
+    """Killed, the parent takes its workers with it: they drain and end."""
+    with daemon_process(db, "--workers", "2") as daemon:
+        daemon.wait_for_event("daemon.started", count=2)
+        daemon.process.kill()
+        daemon.process.wait()
+        eventually_true(lambda: len(daemon.events("daemon.drained")) == 2)
+
+
 @pytest.mark.parametrize(
     ("variables", "code", "words"),
     [
@@ -154,9 +163,14 @@ def test_a_database_that_does_not_fit_is_refused(empty_db: str, db: str, own_ser
     assert ahead.returncode == 1
     assert "version 99" in ahead.stderr
     server = own_server(tcp=True)
+    with psycopg.connect(server.dsn, autocommit=True) as conn:
+        conn.execute("create database latin template template0 encoding 'LATIN1' locale_provider libc locale 'C'")
+    latin = run("run", OUTBOX_DSN=make_conninfo(server.dsn, dbname="latin"))
+    assert latin.returncode == 1
+    assert "LATIN1" in latin.stderr
     denied = run("run", OUTBOX_DSN=make_conninfo(server.tcp_dsn, password="wrong"))
     assert denied.returncode == 1
     assert "password authentication failed" in denied.stderr
     assert "wrong" not in denied.stderr.replace("authentication", "")
-    for done in (missing, ahead, denied):
+    for done in (missing, ahead, latin, denied):
         assert "Traceback" not in done.stderr

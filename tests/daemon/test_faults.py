@@ -1,11 +1,14 @@
 """What breaks loses nothing: leases, fences, the database away, slow neighbours, several daemons."""
 
 import asyncio
+import time
 from collections import Counter
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
+from outbox.daemon.settler import LATE
 from tests.daemons import add_config, add_contacts, attach_contacts, eventually, make_due, owed, running, until_empty
 from tests.receiver import Gate, Hang, Receiver, Status
 from tests.servers import StartServer
@@ -159,8 +162,9 @@ async def test_drain_finishes_what_is_in_flight(contacts: psycopg.Connection, db
         add_contacts(contacts, 1, 50)
         async with running(db, max_in_flight_per_config=5) as stop:
             await eventually(lambda: gate.waiting == 5)
-            stop.set()
-            await eventually(lambda: [each for each in owed(contacts) if each[2]] == [("pending", 1, True)] * 5)
+            with capture_logs() as lines:
+                stop.set()
+                await eventually(lambda: [line["event"] for line in lines] == ["daemon.stopping"])
             gate.open()
         assert owed(contacts) == [("pending", 0, False)] * 45
         assert len(receiver.requests) == 5
@@ -222,3 +226,53 @@ async def test_a_transaction_that_commits_late_is_not_passed_over(contacts: psyc
             await receiver.wait_for_async(100)
             late.commit()
             await receiver.wait_for_async(101)
+
+
+async def test_a_post_that_hangs_does_not_keep_the_doorbell_down(contacts: psycopg.Connection, db: str) -> None:
+    """While one subscriber's POST hangs, another's event is sent at once, however rarely the daemon polls."""
+    with Receiver() as receiver:
+        receiver.answer("/hangs", Hang())
+        add_config(contacts, receiver.url_for("/hangs"), location_id="H")
+        add_config(contacts, receiver.url_for("/healthy"))
+        contacts.execute("insert into contacts values (0, 'H')")
+        async with running(db, poll_interval=3600.0, request_timeout=60.0, drain_timeout=0.0):
+            await receiver.wait_for_async(1, path="/hangs")
+            for number in range(1, 6):
+                await eventually(lambda: contacts.execute("select last_value from outbox.doorbell").fetchone() == (2,))
+                add_contacts(contacts, number, 1)
+                await receiver.wait_for_async(number, path="/healthy")
+
+
+async def test_a_settle_that_is_kept_waiting_comes_before_the_next_claim(contacts: psycopg.Connection, db: str) -> None:
+    """What was answered is not claimed again by its own daemon, although its lease has run out meanwhile."""
+    with Receiver() as receiver, psycopg.connect(db) as blocker:
+        add_config(contacts, receiver.url)
+        blocker.execute("lock table outbox.attempts in access exclusive mode")
+        async with running(db):
+            add_contacts(contacts, 1, 20)
+            await receiver.wait_for_async(20)
+            waited = time.monotonic() + LATE + 1
+            await eventually(lambda: time.monotonic() > waited)
+            make_due(contacts)
+            waited = time.monotonic() + 1
+            await eventually(lambda: time.monotonic() > waited)
+            blocker.rollback()
+            await eventually(lambda: not owed(contacts))
+        assert len(receiver.requests) == 20
+
+
+async def test_a_stop_does_not_wait_for_a_statement_that_is_blocked(contacts: psycopg.Connection, db: str) -> None:
+    """A migration or a dump that locks our tables does not keep the daemon from ending."""
+    with psycopg.connect(db) as blocker:
+        async with running(db, poll_interval=0.05) as stop:
+            blocker.execute("lock table outbox.outbox in access exclusive mode")
+            await eventually(
+                lambda: (
+                    contacts.execute(
+                        "select count(*) from pg_stat_activity where wait_event_type = 'Lock' "
+                        "and application_name = 'outbox fetch' and datname = current_database()"
+                    ).fetchone()
+                    == (1,)
+                )
+            )
+            stop.set()

@@ -49,9 +49,13 @@ def test_each_undo_file_restores_the_catalog(empty_db: str) -> None:
     for migration in known_migrations():
         before.append(catalog(empty_db))
         apply_file(empty_db, migration.text)
-    with psycopg.connect(empty_db) as conn:
-        conn.execute("create table contacts (id int primary key)")
-        conn.execute("select outbox.attach('contacts', 'contact')")
+        if migration.name == "capture":
+            apply_file(empty_db, "create table contacts (id int primary key)")
+            unattached = catalog(empty_db)
+            apply_file(empty_db, "select outbox.attach('contacts', 'contact')")
+            apply_file(empty_db, "select outbox.detach('contacts')")
+            assert catalog(empty_db) == unattached
+            apply_file(empty_db, "select outbox.attach('contacts', 'contact')")
     for migration in reversed(known_migrations()):
         apply_file(empty_db, (sql_folder() / "undo" / migration.file_name).read_text())
         assert catalog(empty_db) == before.pop()

@@ -151,3 +151,19 @@ async def test_release_gives_back_untried(contacts: psycopg.Connection, aconn: p
     assert await queue.release(aconn, [leased]) == 1
     assert await queue.release(aconn, [leased]) == 0
     assert await claim(aconn) == [leased]
+
+
+async def test_every_config_has_its_turn(contacts: psycopg.Connection, aconn: psycopg.AsyncConnection) -> None:
+    """Claims that begin after the config served last reach all of them, whatever the planner knows of the tables."""
+    wanted = {add_config(contacts) for _ in range(40)}
+    contacts.execute("insert into contacts select i, 'L', 'x' from generate_series(1, 20) i")
+    await route(aconn)
+    served = Counter[UUID]()
+    after = START
+    for _ in range(16):
+        claimed = await queue.claim(aconn, after=after, slots=10, room=4, rooms={}, lease=60)
+        ids = [delivery.config_id for delivery in claimed.deliveries]
+        assert ids == sorted(ids)
+        served.update(ids)
+        after = START if len(ids) < 10 else ids[-1]
+    assert served.keys() == wanted

@@ -1,0 +1,7 @@
+"""All benchmarks in their short form, some minutes: `python -m benchmarks`."""
+
+from benchmarks import latency, memory, throughput
+
+throughput.measure()
+latency.measure()
+memory.measure()

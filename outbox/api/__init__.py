@@ -1,0 +1,1 @@
+"""The HTTP API: sign-in, resources, and the application that serves them."""

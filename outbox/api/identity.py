@@ -1,0 +1,114 @@
+"""Who asks: headers `user-id` and `user-api-key`, or the two as HTTP Basic. Keys are never logged."""
+
+import base64
+import binascii
+import hmac
+import math
+import time
+from uuid import UUID
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from outbox.api.errors import RefusedError
+from outbox.api.keys import LINKS, USER
+from outbox.api.limits import Buckets
+from outbox.core.model import User
+from outbox.postgres import users
+from outbox.postgres.pool import Links
+
+USER_RATE, USER_BURST = 2000.0, 4000.0
+"""Requests of one user: a second, and at once."""
+FAILURE_RATE, FAILURE_BURST = 10 / 60, 10.0
+"""Failed sign-ins from one address: a second, and at once."""
+REMEMBERED_SECONDS = 5.0
+"""How long a user that was looked up is known, so also how long a removed one or an old key still may pass."""
+
+_NAMES = ("user-id", "user-api-key", "developer-id")
+_PROTECTED = "/v2/"
+_SHOWN = 100
+_MANY = 10_000
+
+log = structlog.get_logger("outbox")
+
+
+class SignIn:
+    """The sign-in of one application, as a middleware: `middleware` sets request[USER] below /v2/."""
+
+    def __init__(self) -> None:
+        self._known: dict[UUID, tuple[float, tuple[User, bytes] | None]] = {}
+        self._requests: Buckets[UUID] = Buckets(rate=USER_RATE, burst=USER_BURST)
+        self._failures: Buckets[str] = Buckets(rate=FAILURE_RATE, burst=FAILURE_BURST)
+
+    @web.middleware
+    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Pass the request on with its user; raises RefusedError 400, 401 or 429."""
+        if not request.path.startswith(_PROTECTED):
+            return await handler(request)
+        if given := [name for name in _NAMES if name in request.query]:
+            raise RefusedError(
+                400,
+                f"{given[0]} is not accepted in the query, because URLs are logged on their way: send it as a header.",
+                field=given[0],
+            )
+        user = request[USER] = await self._user(request)
+        if wait := self._requests.take(user.id, time.monotonic()):
+            raise _too_many("You ask too often.", wait)
+        bound = {"user_id": str(user.id)}
+        if developer := request.headers.get("developer-id"):
+            bound["developer_id"] = developer[:_SHOWN]
+        with structlog.contextvars.bound_contextvars(**bound):
+            return await handler(request)
+
+    async def _user(self, request: web.Request) -> User:
+        user_id, key = _given(request)
+        found = await self._find(request.app[LINKS], user_id)
+        stored = found[1] if found else bytes(32)
+        if key and hmac.compare_digest(stored, users.hash_of(key)) and found:
+            return found[0]
+        # Only what fails is counted by address: behind a proxy all have one, and nobody may lock out the others.
+        address = request.remote or ""
+        if wait := self._failures.take(address, time.monotonic()):
+            raise _too_many("Too many failed sign-ins from your address.", wait)
+        log.warning("signin.failed", user_id=user_id[:_SHOWN], address=address)
+        raise RefusedError(
+            401,
+            "Send the headers user-id and user-api-key, or user-id:user-api-key as HTTP Basic, of a user.",
+            field="user-id",
+            headers={"WWW-Authenticate": 'Basic realm="outbox", charset="UTF-8"'},
+        )
+
+    async def _find(self, links: Links, text: str) -> tuple[User, bytes] | None:
+        try:
+            user_id = UUID(text)
+        except ValueError:
+            return None
+        now = time.monotonic()
+        until, found = self._known.get(user_id, (0.0, None))
+        if until < now:
+            async with links.connection() as conn:
+                found = await users.find(conn, user_id)
+            if len(self._known) >= _MANY:
+                self._known.clear()
+            self._known[user_id] = (now + REMEMBERED_SECONDS, found)
+        return found
+
+
+def _given(request: web.Request) -> tuple[str, str]:
+    """Return the user id and the key as sent, empty where there is none. The headers win over HTTP Basic."""
+    headers = request.headers
+    if "user-id" in headers or "user-api-key" in headers:
+        return headers.get("user-id", ""), headers.get("user-api-key", "")
+    scheme, _, encoded = headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "basic":
+        return "", ""
+    try:
+        user_id, _, key = base64.b64decode(encoded.strip(), validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeError, ValueError):
+        return "", ""
+    return user_id, key
+
+
+def _too_many(message: str, wait: float) -> RefusedError:
+    return RefusedError(429, message, headers={"Retry-After": str(max(1, math.ceil(wait)))})

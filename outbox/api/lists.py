@@ -1,0 +1,101 @@
+"""What all lists share: the query's page, page size, sort and cursor, and the envelope with its links."""
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from outbox.api.errors import RefusedError
+
+PAGE_SIZE, MAX_PAGE_SIZE = 50, 500
+MAX_PAGE = 200
+"""The last page that `page` alone reaches; `links.next` goes on behind it."""
+SHARED = ("page", "page_size", "sort", "after", "expand")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Which part of a list is asked for. `after`: the cursor's values, which win over `number`."""
+
+    number: int
+    size: int
+    sort: str
+    descending: bool
+    after: tuple[str, ...] | None
+
+    @property
+    def offset(self) -> int:
+        """How many rows to pass over."""
+        return 0 if self.after else (self.number - 1) * self.size
+
+
+def refuse(name: str, message: str) -> RefusedError:
+    """Return the 422 for a query parameter."""
+    return RefusedError(422, f"{name} {message}", field=name)
+
+
+def read_page(request: web.Request, *, filters: Collection[str], sorts: Collection[str], default: str) -> Page:
+    """Return the page that the query asks for; RefusedError 422 for parameters that are unknown, double or wrong."""
+    query = request.query
+    for name in query:
+        if name not in filters and name not in SHARED:
+            raise refuse(name, f"is not a parameter here. Accepted: {', '.join((*SHARED, *filters))}.")
+        if len(query.getall(name)) > 1:
+            raise refuse(name, "is given more than once; separate several values by commas.")
+    sort = query.get("sort", default)
+    if sort.removeprefix("-") not in sorts:
+        raise refuse("sort", f"must be one of {', '.join(sorts)}, with - in front for the reverse.")
+    after = _cursor(query["after"]) if "after" in query else None
+    return Page(
+        _number(query.get("page", "1"), "page", 10**8 if after else MAX_PAGE),
+        _number(query.get("page_size", str(PAGE_SIZE)), "page_size", MAX_PAGE_SIZE),
+        sort.removeprefix("-"),
+        sort.startswith("-"),
+        after,
+    )
+
+
+def expansions(request: web.Request, accepted: Collection[str]) -> set[str]:
+    """Return what `expand` names; RefusedError 422 for anything else than `accepted`."""
+    found = set(filter(None, request.query.get("expand", "").split(",")))
+    if found - set(accepted):
+        raise refuse("expand", f"must be of {', '.join(accepted)}, separated by commas.")
+    return found
+
+
+def meta(request: web.Request, page: Page, *, total: int, capped: bool, following: Collection[str] | None) -> Any:  # noqa: ANN401 - JSON
+    """Return `meta`. `following`: the cursor of the next page, None when this is the last."""
+    pages = max(1, -(-total // page.size))
+    links = {"self": {"href": str(request.url)}}
+    if following is not None:
+        cursor = base64.urlsafe_b64encode(json.dumps(list(following)).encode()).decode().rstrip("=")
+        links["next"] = {"href": str(request.url.update_query(page=page.number + 1, after=cursor))}
+    if not capped and pages <= MAX_PAGE:
+        links["last"] = {"href": str(request.url.without_query_params("after").update_query(page=pages))}
+    pagination: dict[str, Any] = {
+        "links": links, "totalCount": total, "pageCount": pages, "currentPage": page.number, "perPage": page.size,
+    }  # fmt: skip
+    if capped:
+        pagination["totalCountIsCapped"] = True
+    return {"pagination": pagination, "sort": {"attributes": {page.sort: "desc" if page.descending else "asc"}}}
+
+
+def _number(text: str, name: str, most: int) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= most:
+        raise refuse(name, f"must be a whole number from 1 to {most}; links.next leads on to any page.")
+    return int(text)
+
+
+def _cursor(text: str) -> tuple[str, ...]:
+    try:
+        found = json.loads(base64.urlsafe_b64decode(text.encode("ascii") + b"=="))
+    except (ValueError, binascii.Error, RecursionError):
+        found = None
+    if not isinstance(found, list) or not all(isinstance(each, str) and "\0" not in each for each in found):
+        raise refuse("after", "must be taken from links.next as it is.")
+    return tuple(found)

@@ -1,0 +1,181 @@
+"""/v2/postbackconfigs: subscriptions. What one may hold is decided in core/config_rules.py."""
+
+import re
+from typing import Any
+from uuid import UUID
+
+from aiohttp import web
+from psycopg import AsyncConnection
+
+from outbox.api import lists, postbacklogs
+from outbox.api.body import json_body
+from outbox.api.errors import RefusedError
+from outbox.api.keys import LINKS, SECRET_BOX, SETTINGS, USER
+from outbox.core.config_document import to_document
+from outbox.core.config_rules import FIELDS, InvalidConfigError, Value, validate
+from outbox.core.model import PostbackConfig, User
+from outbox.postgres import configs, history, listing
+from outbox.postgres.configs import UnknownConfigError
+from outbox.postgres.selection import Filter
+
+KEY = "postbackconfig"
+PATH = "/v2/postbackconfigs"
+EXPANSIONS = ("postback_logs", "basic_auth_username")
+LATEST_LOGS = 10
+
+_BOOLEANS = {"1": "true", "true": "true", "0": "false", "false": "false"}
+_READ_ONLY = ("id", "created_ts", "modified_ts", "_links")
+
+
+def add_routes(app: web.Application) -> None:
+    """Add the resource's routes."""
+    app.router.add_post(PATH, _create)
+    app.router.add_get(PATH, _list)
+    app.router.add_get(PATH + "/{id}", _show)
+    app.router.add_put(PATH + "/{id}", _change)
+    app.router.add_delete(PATH + "/{id}", _remove)
+
+
+async def _create(request: web.Request) -> web.Response:
+    raw = await json_body(request, KEY)
+    fields = _validated(request, raw, None)
+    async with request.app[LINKS].connection() as conn:
+        config = await configs.add(conn, fields, request.app[SECRET_BOX])
+    document = _document(request, config)
+    return web.json_response({KEY: document}, status=201, headers={"Location": document["_links"]["self"]["href"]})
+
+
+async def _list(request: web.Request) -> web.Response:
+    page = lists.read_page(request, filters=listing.COLUMNS, sorts=listing.COLUMNS, default="created_ts")
+    expand = lists.expansions(request, EXPANSIONS)
+    filters = {name: _texts(name, request.query[name]) for name in listing.COLUMNS if name in request.query}
+    if page.after is not None:
+        _check_cursor(page)
+    async with request.app[LINKS].connection() as conn:
+        found, total, following = await listing.page(
+            conn,
+            request[USER].location_ids,
+            filters,
+            sort=page.sort,
+            descending=page.descending,
+            limit=page.size,
+            offset=page.offset,
+            after=page.after,
+        )
+        documents = [await _expanded(request, conn, config, expand) for config in found]
+    meta = lists.meta(request, page, total=total, capped=False, following=following)
+    return web.json_response({KEY + "s": documents, "meta": meta})
+
+
+async def _show(request: web.Request) -> web.Response:
+    _only_expand(request)
+    expand = lists.expansions(request, EXPANSIONS)
+    async with request.app[LINKS].connection() as conn:
+        config = await listing.visible(conn, _id(request), request[USER].location_ids)
+        return web.json_response({KEY: await _expanded(request, conn, config, expand)})
+
+
+async def _change(request: web.Request) -> web.Response:
+    raw = await json_body(request, KEY)
+    async with request.app[LINKS].connection() as conn, conn.transaction():
+        # Locked, so that the config is still this user's when the edit is made.
+        current = await listing.visible(conn, _id(request), request[USER].location_ids, lock=True)
+        shown = _document(request, current)
+        # Who sends back what he read has changed nothing of it.
+        wanted = {name: value for name, value in raw.items() if name not in _READ_ONLY or value != shown.get(name)}
+        fields = _validated(request, wanted, current)
+        config = await configs.edit(conn, current.id, fields, request.app[SECRET_BOX]) if fields else current
+    return web.json_response({KEY: _document(request, config)})
+
+
+async def _remove(request: web.Request) -> web.Response:
+    async with request.app[LINKS].connection() as conn:
+        config = await listing.visible(conn, _id(request), request[USER].location_ids)
+        await configs.remove(conn, config.id)
+    return web.Response(status=204)
+
+
+def _validated(request: web.Request, raw: dict[str, Any], current: PostbackConfig | None) -> dict[str, Value]:
+    user = request[USER]
+    fields = validate(
+        raw,
+        min_attempt_interval=request.app[SETTINGS].min_attempt_interval,
+        any_location=user.is_operator,
+        current=current,
+    )
+    if "location_id" in fields:
+        check_location(user, fields["location_id"])
+    return fields
+
+
+def check_location(user: User, location: Value) -> None:
+    """Raise RefusedError 403 unless the location is the user's."""
+    if user.location_ids is not None and location not in user.location_ids:
+        raise RefusedError(403, "location_id must be a location of yours.", field="location_id")
+
+
+def _id(request: web.Request) -> UUID:
+    text = request.match_info["id"]
+    if not re.fullmatch(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", text):
+        raise UnknownConfigError("There is no config with this id.")
+    return UUID(text)
+
+
+def _only_expand(request: web.Request) -> None:
+    for name in request.query:
+        if name != "expand":
+            raise lists.refuse(name, "is not a parameter here. Accepted: expand.")
+
+
+def _document(request: web.Request, config: PostbackConfig) -> dict[str, Any]:
+    href = str(request.url.origin().with_path(f"{PATH}/{config.id}"))
+    document: dict[str, Any] = to_document(config) | {"_links": {"self": {"href": href}}}
+    # The source document's answer has neither: they come only where they say something.
+    if config.product_transaction_id is None:
+        del document["product_transaction_id"]
+    if config.paused_at is None:
+        del document["paused"]
+    return document
+
+
+async def _expanded(
+    request: web.Request, conn: AsyncConnection, config: PostbackConfig, expand: set[str]
+) -> dict[str, Any]:
+    document = _document(request, config)
+    if "basic_auth_username" in expand:
+        token = config.basic_auth_username
+        document["basic_auth_username"] = None if token is None else request.app[SECRET_BOX].open(token)
+    if "postback_logs" in expand:
+        chosen = Filter(config=config.id, locations=request[USER].location_ids)
+        latest = await history.deliveries(conn, chosen, limit=LATEST_LOGS)
+        document["postback_logs"] = [postbacklogs.to_document(each) for each in latest]
+    return document
+
+
+def _texts(name: str, text: str) -> list[str]:
+    """Return the values that a filter names, as the database writes them."""
+    texts = text.split(",")
+    kind = FIELDS[name].kind if name in FIELDS else "uuid" if name == "id" else "integer"
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise lists.refuse(name, "must not contain NUL or half a character.")
+    if kind == "boolean":
+        if not set(texts) <= _BOOLEANS.keys():
+            raise lists.refuse(name, "must be of 1, 0, true and false, separated by commas.")
+        return [_BOOLEANS[each] for each in texts]
+    if kind == "integer" and not all(re.fullmatch(r"[0-9]{1,12}", each) for each in texts):
+        raise InvalidConfigError({name: [f"{name} must be whole numbers, separated by commas."]})
+    return (
+        [str(int(each)) for each in texts]
+        if kind == "integer"
+        else [each.lower() for each in texts]
+        if (kind == "uuid")
+        else texts
+    )
+
+
+def _check_cursor(page: lists.Page) -> None:
+    try:
+        _, last = page.after or ()
+        UUID(last)
+    except ValueError:
+        raise lists.refuse("after", "must be taken from links.next as it is.") from None

@@ -1,0 +1,47 @@
+"""`outbox serve`: the HTTP API in the foreground, ended by SIGTERM or SIGINT."""
+
+import asyncio
+import signal
+
+import click
+import structlog
+
+from outbox import __version__, logs
+from outbox.api import server
+from outbox.cli import options
+from outbox.daemon import health
+from outbox.errors import SchemaError
+from outbox.postgres import migrations
+from outbox.settings import Settings
+
+DEFAULT_LISTEN = ("127.0.0.1", 8080)
+
+log = structlog.get_logger("outbox")
+
+
+@click.command()
+@options.settings("dsn", "secret_key", "min_attempt_interval", "listen", "allow_networks")
+def serve(settings: Settings) -> None:
+    """Serve the HTTP API, on 127.0.0.1:8080 unless OUTBOX_LISTEN says otherwise, until SIGTERM or SIGINT.
+
+    It dispatches nothing: that is `outbox run`, and `outbox run --serve` is both in one process.
+    """
+    logs.configure()
+    options.run_async(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    stop = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    async with options.connect(settings) as conn:
+        if problems := migrations.differences(await migrations.applied(conn), migrations.known_migrations()):
+            raise SchemaError("\n".join(problems))
+    app = server.application(settings)
+    server.add_health(app)
+    host, port = settings.listen or DEFAULT_LISTEN
+    runner = await health.serve(app, (host, port))
+    log.info("server.started", version=__version__, host=host, port=port)
+    await stop.wait()
+    await runner.cleanup()
+    log.info("server.stopped")

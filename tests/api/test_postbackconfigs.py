@@ -1,0 +1,136 @@
+"""/v2/postbackconfigs over a real server: the source document's example, edits, lists and what is refused."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from cryptography.fernet import Fernet
+from yarl import URL
+
+from outbox.settings import Settings
+from tests.apis import Client, new_user, serving
+
+LOCATION = "23948sdnfia1129i9asf92"
+PATH = "/v2/postbackconfigs"
+REQUEST: dict[str, Any] = {
+    "attempt_interval": 300, "basic_auth_username": None, "basic_auth_password": None, "expands": "",
+    "format": "api-default", "is_active": "1", "location_id": LOCATION, "number_of_attempts": 1, "on_create": "1",
+    "on_delete": "1", "on_update": "1", "resource": "contact", "url": "https://127.0.0.1/receiver",
+}  # fmt: skip
+
+
+@pytest.fixture
+async def api(db: str) -> AsyncIterator[Client]:
+    key = Fernet.generate_key().decode()
+    async with serving(Settings(dsn=db, secret_key=(key,))) as client:
+        client.session.headers.update(await new_user(db, LOCATION))
+        yield client
+
+
+async def create(api: Client, **fields: object) -> dict[str, Any]:
+    answer = await api.post(PATH, json={"postbackconfig": REQUEST | fields})
+    assert answer.status == 201, await answer.text()
+    made: dict[str, Any] = (await answer.json())["postbackconfig"]
+    return made
+
+
+async def test_the_documents_request_gets_the_documents_answer(api: Client) -> None:
+    """Exactly its keys in its order, with an absolute link that leads to the config."""
+    made = await create(api)
+    assert list(made) == [
+        "id", "location_id", "resource", "on_create", "on_update", "on_delete", "url", "is_active", "format",
+        "number_of_attempts", "attempt_interval", "expands", "created_ts", "modified_ts", "_links",
+    ]  # fmt: skip
+    assert {name: made[name] for name in REQUEST if name in made} == {
+        name: value for name, value in REQUEST.items() if not name.startswith("basic_auth")
+    }
+    href = made["_links"]["self"]["href"]
+    assert URL(href).is_absolute()
+    assert await (await api.get(URL(href).path)).json() == {"postbackconfig": made}
+
+
+async def test_put_changes_only_what_it_names(api: Client) -> None:
+    """A whole GET may be sent back; a read-only field that differs is refused."""
+    made = await create(api)
+    at = f"{PATH}/{made['id']}"
+    changed = await (await api.put(at, json={"postbackconfig": {"is_active": False}})).json()
+    assert changed["postbackconfig"] == made | {
+        "is_active": "0",
+        "modified_ts": changed["postbackconfig"]["modified_ts"],
+    }
+    again = await api.put(at, json=changed)
+    assert again.status == 200
+    refused = await api.put(at, json={"postbackconfig": {"id": str(uuid4()), "url": "ftp://x"}})
+    assert refused.status == 422
+    assert set((await refused.json())["errors"]) == {"id", "url"}
+
+
+async def test_a_deleted_config_answers_409(api: Client) -> None:
+    """For each method; an id that never was answers 404, and so does one that is none."""
+    made = await create(api)
+    at = f"{PATH}/{made['id']}"
+    gone = await api.delete(at)
+    assert (gone.status, await gone.read()) == (204, b"")
+    for path, status in ((at, 409), (f"{PATH}/{uuid4()}", 404), (f"{PATH}/x", 404)):
+        assert (await api.get(path)).status == status
+        assert (await api.delete(path)).status == status
+        assert (await api.put(path, json={"postbackconfig": {"is_active": 0}})).status == status
+
+
+async def test_the_password_never_comes_out(api: Client) -> None:
+    """The user name comes when it is asked for; the logs as well."""
+    made = await create(api, basic_auth_username="ada", basic_auth_password="secret word")
+    at = f"{PATH}/{made['id']}"
+    plain = await (await api.get(at)).text()
+    answer = await api.get(at, params={"expand": "postback_logs,basic_auth_username"})
+    shown = (await answer.json())["postbackconfig"]
+    assert (shown["basic_auth_username"], shown["postback_logs"]) == ("ada", [])
+    assert "ada" not in plain
+    assert "secret word" not in await answer.text()
+    assert (await api.get(at, params={"expand": "basic_auth_password"})).status == 422
+
+
+@pytest.mark.parametrize("sort", ["created_ts", "-created_ts", "url", "-number_of_attempts", "product_transaction_id"])
+async def test_a_walk_along_next_meets_each_once(api: Client, sort: str) -> None:
+    """Also while a config that was passed is deleted, which would shift numbered pages."""
+    made = [(await create(api, url=f"https://h/{n}", number_of_attempts=1 + n % 3))["id"] for n in range(7)]
+    seen: list[str] = []
+    url: str | None = str(URL(PATH).with_query(sort=sort, page_size=2))
+    while url:
+        body = await (await api.get(url)).json()
+        page = [each["id"] for each in body["postbackconfigs"]]
+        seen += page
+        assert len(page) <= 2
+        if len(seen) == 2:
+            assert body["meta"]["pagination"]["totalCount"] == 7
+            assert body["meta"]["pagination"]["pageCount"] == 4
+            await api.delete(f"{PATH}/{seen[0]}")
+        links = body["meta"]["pagination"]["links"]
+        url = URL(links["next"]["href"]).path_qs if "next" in links else None
+    assert sorted(seen) == sorted(made)
+
+
+async def test_filters_take_any_of_several(api: Client) -> None:
+    """A comma means any of; all filters together must hold."""
+    one, two = await create(api), await create(api, resource="accountvault", is_active=0)
+    for query, expected in (
+        ({"resource": "contact,accountvault"}, [one, two]), ({"resource": "contact"}, [one]),
+        ({"is_active": "false"}, [two]), ({"id": f"{two['id']},{uuid4()}"}, [two]),
+        ({"resource": "contact", "is_active": "0"}, []), ({"number_of_attempts": "1"}, [one, two]),
+        ({"created_ts": str(one["created_ts"]), "resource": "contact"}, [one]),
+    ):  # fmt: skip
+        assert (await (await api.get(PATH, params=query)).json())["postbackconfigs"] == expected, query
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["colour=red", "page=0", "page=x", "page_size=501", "sort=colour", "is_active=maybe", "after=x", "after=WyJ4Il0",
+     "after=WyJ4IiwgIjAwMDAwMDAwLTAwMDAtMDAwMC0wMDAwLTAwMDAwMDAwMDAwMCJd",
+     "number_of_attempts=one", "expand=x", "page=1&page=2", "url=%00"],
+)  # fmt: skip
+async def test_a_wrong_query_is_told(api: Client, query: str) -> None:
+    """What is unknown or wrong is refused with what is accepted, never ignored."""
+    answer = await api.get(f"{PATH}?{query}")
+    assert answer.status in {400, 422}
+    assert (await answer.json())["errors"]

@@ -1,0 +1,32 @@
+"""The API for tests: the real application on loopback, with a real client, and users to ask with."""
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import psycopg
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from outbox.api.server import application
+from outbox.postgres import users
+from outbox.settings import Settings
+
+Client = TestClient[web.Request, web.Application]
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    settings: Settings, prepare: Callable[[web.Application], object] = lambda _: None
+) -> AsyncIterator[Client]:
+    """Serve the application, `prepare`d with more routes, and give a client of it."""
+    app = application(settings)
+    prepare(app)
+    async with TestClient(TestServer(app)) as client:
+        yield client
+
+
+async def new_user(dsn: str, *location_ids: str) -> dict[str, str]:
+    """Add a user of these locations, without any an operator; returns the headers it signs in with."""
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
+        user, key = await users.add(conn, "somebody", location_ids or None)
+    return {"user-id": str(user.id), "user-api-key": key}
