@@ -3,7 +3,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (3, 'capture', 'a1d0d27ea662d098e363fae7fa21d8c36904b3a010f259396b9ff1f493f242d6');
+values (3, 'capture', '6a49fa25d6c4023f8be82457ff0654e4272898dbbb7dd0623312c667b85f5135');
 
 -- The doorbell. 2: a daemon sleeps and wants to be woken; 1: nobody does. NOTIFY takes a lock that makes all
 -- committing transactions of the database queue, so a trigger notifies only for a sleeping daemon. A sequence,
@@ -11,7 +11,8 @@ values (3, 'capture', 'a1d0d27ea662d098e363fae7fa21d8c36904b3a010f259396b9ff1f49
 create sequence outbox.doorbell as smallint minvalue 1 maxvalue 2 start 1 no cycle;
 comment on sequence outbox.doorbell is '2 while a daemon sleeps; the next captured change notifies it and sets 1.';
 
--- The JSON of one row, as an expression over the alias. The contract sends *_ts as epoch seconds, so a table
+-- The JSON of one row, as an expression over the alias. Always `alias.*`: a bare alias would be a column of that name,
+-- where the table has one. The contract sends *_ts as epoch seconds, so a table
 -- that keeps such a column as a timestamp has its columns written out one by one.
 create function outbox.record_expression(relation regclass, row_alias text, serializer regproc) returns text
 language plpgsql
@@ -41,7 +42,8 @@ begin
         select format('%s', p.proargtypes[0]::regtype) into row_type from pg_proc p where p.oid = serializer;
         select string_agg(
             case
-                when own.attname is null then format('null::%s', format_type(a.atttypid, a.atttypmod))
+                when own.attname is null or own.attgenerated = 'v'
+                    then format('null::%s', format_type(a.atttypid, a.atttypmod))
                 else format('%s.%I', row_alias, a.attname)
             end, ', ' order by a.attnum
         )
@@ -52,9 +54,9 @@ begin
         where t.oid = row_type::regtype;
         return format('%s(row(%s)::%s)::json', serializer::regproc, columns, row_type);
     elsif has_timestamps then
-        return format('(select to_json(record) from (select %s) as record)', columns);
+        return format('(select to_json(record.*) from (select %s) as record)', columns);
     end if;
-    return format('to_json(%s)', row_alias);
+    return format('to_json(%s.*)', row_alias);
 end
 $$;
 comment on function outbox.record_expression(regclass, text, regproc) is
@@ -192,6 +194,14 @@ begin
             hint = format('Declare it as f(%s) returns json.', attach.relation);
     end if;
 
+    if attach.serializer is null and exists (
+        select from pg_attribute a where a.attrelid = attach.relation and a.attgenerated = 'v' and not a.attisdropped
+    ) then
+        raise exception '% has a virtual generated column, which triggers can not read.', attach.relation
+            using errcode = 'feature_not_supported',
+            hint = 'Make it STORED, or attach with a serializer: it gets null for that column.';
+    end if;
+
     -- Types of an extension may keep their operators where the pinned search_path does not look: text does not.
     select string_agg(
         case
@@ -289,7 +299,8 @@ begin
     );
     execute format(
         'create or replace function outbox.%I() returns trigger language plpgsql security definer '
-        'set search_path = pg_catalog, pg_temp set timezone = ''UTC'' set datestyle = ''ISO, MDY'' as %L',
+        'set search_path = pg_catalog, pg_temp set timezone = ''UTC'' set datestyle = ''ISO, MDY'' '
+        'set intervalstyle = ''postgres'' set bytea_output = ''hex'' set extra_float_digits = 1 as %L',
         function_name, body
     );
     -- Nobody may hang the function on a table of his own and so forge events.

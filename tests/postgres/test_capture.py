@@ -5,6 +5,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 
 CONTACTS = """
     create table contacts (
@@ -185,3 +186,56 @@ def test_the_doorbell_notifies_only_for_a_sleeping_daemon(contacts: psycopg.Conn
     contacts.execute("insert into contacts (id) values ('2')")
     contacts.execute("insert into contacts (id) values ('3')")
     assert len(list(contacts.notifies(timeout=0, stop_after=5))) == 1
+
+
+HOSTILE_COLUMNS = ("n", "o", "c", "record", "type", "data", "resource_id", "tg_op", "outbox_new", 'a "b" \n', "select")
+
+
+@pytest.mark.parametrize("timestamps", [False, True], ids=["plain", "with timestamps"])
+def test_columns_of_any_name_are_captured_as_they_are(conn: psycopg.Connection, *, timestamps: bool) -> None:
+    """Whatever the application calls its columns, the record is the whole row, and its statements go through."""
+    names = sql.SQL(", ").join(sql.SQL("{} text").format(sql.Identifier(name)) for name in HOSTILE_COLUMNS)
+    more = sql.SQL(", made_ts timestamptz default now()" if timestamps else "")
+    table = sql.Identifier('my "table" of x')
+    conn.execute(sql.SQL("create table {} (id int primary key, {}{})").format(table, names, more))
+    conn.execute("select outbox.attach(c.oid, 'thing') from pg_class c where c.relname = %s", ['my "table" of x'])
+    conn.execute(sql.SQL("insert into {} (id, n, o, record) values (1, 'x', 'y', 'z')").format(table))
+    conn.execute(sql.SQL("update {} set n = 'w'").format(table))
+    conn.execute(sql.SQL("delete from {}").format(table))
+    changes = captured(conn)
+    assert [row[:2] for row in changes] == [("CREATE", "1"), ("UPDATE", "1"), ("DELETE", "1")]
+    assert [json.loads(row[2])["n"] for row in changes] == ["x", "w", "w"]
+    assert list(json.loads(changes[0][2])) == ["id", *HOSTILE_COLUMNS, *(["made_ts"] if timestamps else [])]
+
+
+def test_the_writers_session_does_not_change_what_is_sent(conn: psycopg.Connection) -> None:
+    """Time zone, date style, interval style, bytea and float output of the writer are his own."""
+    conn.execute("create table t (id int primary key, b bytea, f float8, i interval, d date, z timestamptz)")
+    conn.execute("select outbox.attach('t', 'thing')")
+    insert = (
+        "insert into t values (%s, '\\x00ff', 0.1::float8 + 0.2, '1 day 2 hours', '2026-01-02', '2026-01-02 03:04+00')"
+    )
+    conn.execute(insert, [1])
+    conn.execute("set bytea_output = 'escape'; set extra_float_digits = -5; set intervalstyle = 'iso_8601'")
+    conn.execute("set datestyle = 'German'; set timezone = 'Asia/Tokyo'")
+    conn.execute(insert, [2])
+    [one, two] = [row[2] for row in captured(conn)]
+    assert two == one.replace('"id":1', '"id":2')
+
+
+def test_a_virtual_generated_column_needs_a_serializer(every_db: str) -> None:
+    """Triggers can not read one: attaching says so, and with a serializer the rest is captured."""
+    with psycopg.connect(every_db, autocommit=True) as conn:
+        if conn.info.server_version < 180_000:
+            conn.execute("create table t (id int primary key, twice int generated always as (id * 2) stored)")
+            conn.execute("select outbox.attach('t', 'thing')")
+            conn.execute("insert into t (id) values (2)")
+            assert captured(conn) == [("CREATE", "2", '{"id":2,"twice":4}')]
+            return
+        conn.execute("create table t (id int primary key, at_ts timestamptz, twice int generated always as (id * 2))")
+        with pytest.raises(psycopg.errors.FeatureNotSupported, match="virtual generated column"):
+            conn.execute("select outbox.attach('t', 'thing')")
+        conn.execute("create function shape(t) returns json language sql as 'select json_build_object(''id'', $1.id)'")
+        conn.execute("select outbox.attach('t', 'thing', serializer => 'shape')")
+        conn.execute("insert into t (id) values (2)")
+        assert [row[:2] for row in captured(conn)] == [("CREATE", "2")]
