@@ -42,13 +42,18 @@ class _Lines:
             sys.stderr.flush()
 
 
-def configure(*, level: int = logging.INFO, colours: bool | None = None) -> None:
-    """Set up structlog for this process. `colours`: for a person; by default if stderr is a terminal."""
+def configure(*, level: int = logging.INFO, colours: bool | None = None, with_context: bool = False) -> None:
+    """Set up structlog for this process.
+
+    `colours`: for a person; by default if stderr is a terminal. `with_context`: each line carries what its task has
+    bound to it, such as the id of a request.
+    """
     for_people = sys.stderr.isatty() if colours is None else colours
     lines = _Lines()
     atexit.register(lines.flush)
     structlog.configure(
         processors=[
+            *([structlog.contextvars.merge_contextvars] if with_context else []),
             _complete,
             structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback) if for_people else _render,
         ],
@@ -59,7 +64,6 @@ def configure(*, level: int = logging.INFO, colours: bool | None = None) -> None
 
 
 def _complete(logger: WrappedLogger, level: str, event: EventDict) -> EventDict:
-    event = structlog.contextvars.merge_contextvars(logger, level, event)
     event["level"] = level
     event["timestamp"] = datetime.now(UTC).isoformat()
     if "exc_info" in event:

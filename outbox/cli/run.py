@@ -42,7 +42,7 @@ def run(settings: Settings, *, until_empty: bool, serve: bool, with_parent: bool
     The daemon never changes the schema; it refuses one that it does not know. OUTBOX_SECRET_KEY is read from the
     environment only.
     """
-    logs.configure()
+    logs.configure(with_context=serve)
     _calm_the_collector()
     if serve and settings.workers > 1:
         raise UsageError("--serve is for one worker: run `outbox serve` beside --workers.")

@@ -26,7 +26,7 @@ def serve(settings: Settings) -> None:
 
     It dispatches nothing: that is `outbox run`, and `outbox run --serve` is both in one process.
     """
-    logs.configure()
+    logs.configure(with_context=True)
     options.run_async(_serve(settings))
 
 

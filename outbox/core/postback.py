@@ -1,6 +1,7 @@
 """The request that a subscriber receives: form body and headers (contract §2). Bytes in their final form; no I/O."""
 
 import base64
+import functools
 from uuid import UUID
 
 from yarl import URL
@@ -10,9 +11,19 @@ CONTENT_TYPE = "application/x-www-form-urlencoded"
 
 def form_body(event_type: str, resource: str, number_of_attempts: int, data: str) -> bytes:
     """Return the body: `type`, `resource`, `number_of_attempts` (this try included) and `data`, in this order."""
+    return f"{_beginning(event_type, resource)}&number_of_attempts={number_of_attempts}&{_form(data=data)}".encode(
+        "ascii"
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _beginning(event_type: str, resource: str) -> str:
+    return _form(type=event_type, resource=resource)
+
+
+def _form(**fields: str) -> str:
     # yarl's quoter is compiled: a contact takes 4 µs against 24 µs of urllib.parse.
-    fields = {"type": event_type, "resource": resource, "number_of_attempts": str(number_of_attempts), "data": data}
-    return URL.build(query=fields).raw_query_string.encode("ascii")
+    return URL.build(query=fields).raw_query_string
 
 
 def headers(event_id: UUID, *, timestamp: int, user_agent: str, authorization: str | None) -> dict[str, str]:

@@ -5,6 +5,7 @@ import datetime as dt
 import time
 
 import structlog
+from structlog.typing import FilteringBoundLogger
 
 from outbox import __version__
 from outbox.core import postback
@@ -46,6 +47,7 @@ class Senders:
         self._concurrency = concurrency
         self._wake = wake
         self._tasks: set[asyncio.Task[None]] = set()
+        self._log = log.bind()  # once: the lazy one would look for its configuration at each line
 
     def start(self) -> None:
         """Start a task for each POST that could begin now."""
@@ -126,14 +128,14 @@ class Senders:
             round(duration * 1000),
             held.claimed_at + dt.timedelta(seconds=started - held.clock),
         )
-        _log_attempt(attempt)
+        _log_attempt(self._log, attempt)
         self._buffer.unsettled += 1
         self._settler.add(attempt)
 
 
-def _log_attempt(attempt: Attempt) -> None:
+def _log_attempt(line: FilteringBoundLogger, attempt: Attempt) -> None:
     delivery = attempt.delivery
-    log.info(
+    line.info(
         "delivery.attempted",
         event_id=str(delivery.event_id),
         config_id=str(delivery.config_id),
