@@ -1,12 +1,16 @@
 """The schema is installed, checked and undone alike by psql and by `outbox migrate`."""
 
 import asyncio
+import shutil
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import psycopg
 import pytest
 
 from outbox.postgres.migrations import differences, known_migrations, migrate, sealed, sql_folder
+from tests.servers import fresh_database
 
 CATALOG = """
     select 'class', c.relname::text, c.relkind::text from pg_class c where relnamespace = to_regnamespace('outbox')
@@ -85,3 +89,35 @@ def test_differences_name_what_is_behind_ahead_and_edited() -> None:
 def test_the_files_carry_their_checksums() -> None:
     """Each file declares the checksum of its own text."""
     assert [m.file_name for m in known_migrations() if sealed(m.text) != m.text] == []
+
+
+@pytest.mark.skipif(shutil.which("psql") is None, reason="psql is not installed here; CI installs it")
+def test_psql_alone_installs_and_undoes_without_a_superuser(server_dsn: str) -> None:
+    """A DBA with nothing but psql, whose role owns the database, gets what the command makes, and can undo it."""
+    with fresh_database(server_dsn) as admin_dsn:
+        name = psycopg.conninfo.conninfo_to_dict(admin_dsn)["dbname"]
+        role = f"owner_of_{name}"
+        with psycopg.connect(server_dsn, autocommit=True) as admin:
+            admin.execute(f"create role {role} login".encode())
+            admin.execute(f"alter database {name} owner to {role}".encode())
+        dsn = psycopg.conninfo.make_conninfo(admin_dsn, user=role)
+        try:
+            empty = catalog(dsn)
+            files = [sql_folder() / migration.file_name for migration in known_migrations()]
+            for path in files:
+                assert psql(dsn, path).returncode == 0
+            again = psql(dsn, files[1])
+            assert (again.returncode, "already exists" in again.stderr) == (3, True)
+            assert asyncio.run(migrate(dsn)) == []
+            for path in reversed(files):
+                assert psql(dsn, path.parent / "undo" / path.name).returncode == 0
+            assert catalog(dsn) == empty
+        finally:
+            with psycopg.connect(server_dsn, autocommit=True) as admin:
+                admin.execute(f"alter database {name} owner to current_user".encode())
+                admin.execute(f"drop role {role}".encode())
+
+
+def psql(dsn: str, path: Path) -> subprocess.CompletedProcess[str]:
+    command = ["psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-1", "-f", str(path), dsn]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
