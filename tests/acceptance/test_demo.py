@@ -36,6 +36,8 @@ def folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def running_demo(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    # Whoever runs the tests under nohup ignores SIGHUP, and a child inherits that.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with subprocess.Popen(
         [OUTBOX, "demo", *options],
         stdout=subprocess.PIPE,
