@@ -3,7 +3,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (3, 'capture', '6a49fa25d6c4023f8be82457ff0654e4272898dbbb7dd0623312c667b85f5135');
+values (3, 'capture', '123aff411fdf010760c90299955c28dbbcf87badb38137e676134a48378d1b0a');
 
 -- The doorbell. 2: a daemon sleeps and wants to be woken; 1: nobody does. NOTIFY takes a lock that makes all
 -- committing transactions of the database queue, so a trigger notifies only for a sleeping daemon. A sequence,
@@ -11,10 +11,13 @@ values (3, 'capture', '6a49fa25d6c4023f8be82457ff0654e4272898dbbb7dd0623312c667b
 create sequence outbox.doorbell as smallint minvalue 1 maxvalue 2 start 1 no cycle;
 comment on sequence outbox.doorbell is '2 while a daemon sleeps; the next captured change notifies it and sets 1.';
 
--- The JSON of one row, as an expression over the alias. Always `alias.*`: a bare alias would be a column of that name,
--- where the table has one. The contract sends *_ts as epoch seconds, so a table
--- that keeps such a column as a timestamp has its columns written out one by one.
-create function outbox.record_expression(relation regclass, row_alias text, serializer regproc) returns text
+-- The JSON of one row, as an expression over its alias. The contract sends *_ts as epoch seconds, so a table
+-- that keeps such a column as a timestamp has its columns written out one by one. That breaks with the first column
+-- that is dropped, so there is a second form that names none: three times the cost, for tables whose shape changed
+-- since they were attached. In it $1 is the table. alias.* is a row for certain; a bare alias may be a column.
+create function outbox.record_expression(
+    relation regclass, row_alias text, serializer regproc, names_columns boolean
+) returns text
 language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
@@ -24,24 +27,17 @@ declare
     has_timestamps boolean;
     row_type text;
 begin
-    select
-        bool_or(a.attname like '%\_ts' and a.atttypid in ('timestamptz'::regtype, 'timestamp'::regtype)),
-        string_agg(
-            case
-                when a.attname like '%\_ts' and a.atttypid in ('timestamptz'::regtype, 'timestamp'::regtype)
-                    then format('floor(extract(epoch from %1$s.%2$I))::bigint as %2$I', row_alias, a.attname)
-                else format('%s.%I', row_alias, a.attname)
-            end, ', ' order by a.attnum
-        )
-    into has_timestamps, columns
-    from pg_attribute a
-    where a.attrelid = relation and a.attnum > 0 and not a.attisdropped;
-
     if serializer is not null then
         -- A row of a transition table is an anonymous record: the serializer's own row type is given back to it.
-        select format('%s', p.proargtypes[0]::regtype) into row_type from pg_proc p where p.oid = serializer;
+        select p.proargtypes[0]::regtype::text into row_type from pg_proc p where p.oid = serializer;
+        if not names_columns then
+            return format(
+                '%s(json_populate_record(null::%s, to_json(%s.*)))::json', serializer::regproc, row_type, row_alias
+            );
+        end if;
         select string_agg(
             case
+                -- A virtual generated column has no value in a transition table.
                 when own.attname is null or own.attgenerated = 'v'
                     then format('null::%s', format_type(a.atttypid, a.atttypmod))
                 else format('%s.%I', row_alias, a.attname)
@@ -50,18 +46,56 @@ begin
         into columns
         from pg_type t
         join pg_attribute a on a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
-        left join pg_attribute own on own.attrelid = relation and own.attname = a.attname and not own.attisdropped
+        left join pg_attribute own
+            on own.attrelid = relation and own.attname = a.attname and own.attnum > 0 and not own.attisdropped
         where t.oid = row_type::regtype;
         return format('%s(row(%s)::%s)::json', serializer::regproc, columns, row_type);
-    elsif has_timestamps then
-        return format('(select to_json(record.*) from (select %s) as record)', columns);
     end if;
-    return format('to_json(%s.*)', row_alias);
+
+    select
+        bool_or(a.attname like '%\_ts' and a.atttypid in ('timestamptz'::regtype, 'timestamp'::regtype)),
+        string_agg(
+            case
+                -- Infinity has no epoch seconds, and must not fail the application's write.
+                when a.attname like '%\_ts' and a.atttypid in ('timestamptz'::regtype, 'timestamp'::regtype)
+                    then format(
+                        'case when isfinite(%1$s.%2$I) then floor(extract(epoch from %1$s.%2$I))::bigint end as %2$I',
+                        row_alias, a.attname
+                    )
+                else format('%s.%I', row_alias, a.attname)
+            end, ', ' order by a.attnum
+        )
+    into has_timestamps, columns
+    from pg_attribute a
+    where a.attrelid = relation and a.attnum > 0 and not a.attisdropped;
+    if not has_timestamps then
+        return format('to_json(%s.*)', row_alias);
+    elsif not names_columns then
+        return format(
+            E'(\n'
+            '    select (''{'' || string_agg(\n'
+            '        to_json(f.key)::text || '':'' || case\n'
+            '            when json_typeof(f.value) <> ''string'' or f.key not in (\n'
+            '                select a.attname from pg_attribute as a\n'
+            '                where a.attrelid = $1 and a.attname like ''%%\\_ts'' and not a.attisdropped\n'
+            '                    and a.atttypid in (''timestamptz''::regtype, ''timestamp''::regtype)\n'
+            '            ) then f.value::text\n'
+            '            when isfinite((f.value #>> ''{}'')::timestamptz)\n'
+            '                then floor(extract(epoch from (f.value #>> ''{}'')::timestamptz))::bigint::text\n'
+            '            else ''null''\n'
+            '        end, '','' order by f.place\n'
+            '    ) || ''}'')::json\n'
+            '    from json_each(to_json(%s.*)) with ordinality as f (key, value, place)\n'
+            ')',
+            row_alias
+        );
+    end if;
+    return format('(select to_json(outbox_record.*) from (select %s) as outbox_record)', columns);
 end
 $$;
-comment on function outbox.record_expression(regclass, text, regproc) is
+comment on function outbox.record_expression(regclass, text, regproc, boolean) is
     'Internal to outbox.attach(): the expression that turns a row into the JSON that subscribers receive.';
-revoke execute on function outbox.record_expression(regclass, text, regproc) from public;
+revoke execute on function outbox.record_expression(regclass, text, regproc, boolean) from public;
 
 create function outbox.attach(
     relation regclass,
@@ -84,9 +118,15 @@ declare
     member regclass;
     function_name text;
     function_oid oid;
-    select_from text;
-    changed_rows text;
+    names_columns boolean;
+    operation text;
+    source text;
+    fast text[];
+    robust text[];
+    shape_check text := '';
     body text;
+    shape_query text;
+    columns_of_shape text[];
     shape record;
     attempt integer := 0;
 begin
@@ -114,6 +154,19 @@ begin
             using errcode = 'wrong_object_type';
     end if;
 
+    if attach.serializer is null then
+        select a.attname into column_name from pg_attribute a
+        where a.attrelid = attach.relation and a.attnum > 0 and not a.attisdropped and a.attgenerated = 'v'
+        order by a.attnum
+        limit 1;
+        if found then
+            raise exception '% has the virtual generated column "%": a trigger can not read its value.',
+                attach.relation, column_name
+                using errcode = 'feature_not_supported',
+                hint = 'Make the column STORED, or attach with a serializer that does not use it.';
+        end if;
+    end if;
+
     -- Old and new rows of an UPDATE are matched by the columns that identify a row.
     select array(select k from unnest(i.indkey::smallint[]) with ordinality as u (k, n) where n <= i.indnkeyatts)
     into identity_columns
@@ -133,7 +186,13 @@ begin
             hint = 'Add one: old and new rows of an UPDATE are matched by it.';
     end if;
 
-    if attach.key is not null then
+    if exists (
+        -- A column's own name may hold a comma.
+        select from pg_attribute a
+        where a.attrelid = attach.relation and a.attname = attach.key and a.attnum > 0 and not a.attisdropped
+    ) then
+        key_columns := array[attach.key];
+    elsif attach.key is not null then
         select array_agg(trim(k) order by n) into key_columns
         from unnest(string_to_array(attach.key, ',')) with ordinality as u (k, n);
     elsif exists (
@@ -183,6 +242,17 @@ begin
             using errcode = 'undefined_column';
     end loop;
 
+    select a.attname into column_name from pg_attribute a
+    where a.attrelid = attach.relation and a.attgenerated = 'v' and not a.attisdropped
+        and a.attname = any (array_cat(key_columns, array[location, product_transaction]))
+    limit 1;
+    if found then
+        raise exception '"%" is a virtual generated column of %: a trigger can not read its value.',
+            column_name, attach.relation
+            using errcode = 'feature_not_supported',
+            hint = 'Make the column STORED, or name other columns as key, location and product_transaction.';
+    end if;
+
     if attach.serializer is not null and not exists (
         select from pg_proc p
         join pg_type t on t.oid = p.proargtypes[0]
@@ -205,8 +275,9 @@ begin
     -- Types of an extension may keep their operators where the pinned search_path does not look: text does not.
     select string_agg(
         case
-            when t.typnamespace = 'pg_catalog'::regnamespace or t.typtype = 'e' then format('n.%1$I = o.%1$I', a.attname)
-            else format('n.%1$I::text = o.%1$I::text', a.attname)
+            when t.typnamespace = 'pg_catalog'::regnamespace or t.typtype = 'e'
+                then format('outbox_row.%1$I = outbox_old_row.%1$I', a.attname)
+            else format('outbox_row.%1$I::text = outbox_old_row.%1$I::text', a.attname)
         end, ' and ' order by u.n
     )
     into same_record
@@ -227,9 +298,14 @@ begin
         select p.proname into function_name from pg_proc p where p.oid = function_oid;
     else
         loop
+            -- By bytes: a longer name would be cut short where it is created, and not found by its whole length.
             function_name := (
-                select 'capture_' || left(c.relname, 40) || coalesce('_' || nullif(attempt, 0), '')
-                from pg_class c where c.oid = attach.relation
+                select 'capture_' || left(c.relname, k) || coalesce('_' || nullif(attempt, 0), '')
+                from pg_class c
+                cross join generate_series(40, 0, -1) as k
+                where c.oid = attach.relation and octet_length(left(c.relname, k)) <= 40
+                order by k desc
+                limit 1
             );
             exit when not exists (
                 select from pg_proc p
@@ -240,50 +316,96 @@ begin
         end loop;
     end if;
 
-    -- One statement for all rows of the writer's statement; the placeholders are the operation and its rows.
-    select_from := format(
-        E'insert into outbox.outbox (type, resource, resource_id, location_id, product_transaction_id, data)\n'
-        '        select %%1$s, %1$L, c.resource_id, c.location_id, c.product_transaction_id, c.data\n'
-        '        from (\n'
-        '            select %2$s as resource_id, %3$s as location_id, %4$s as product_transaction_id,\n'
-        '                %%2$s as data\n'
-        '            from %%3$s\n'
-        '            offset 0\n'
-        '        ) as c\n'
-        '        where c.data is not null',
-        attach.resource,
-        (select format('concat_ws('','', %s)', string_agg(format('n.%I', k), ', ' order by n)) from unnest(key_columns) with ordinality as u (k, n)),
-        coalesce('n.' || quote_ident(location) || '::text', 'null::text'),
-        coalesce('n.' || quote_ident(product_transaction) || '::text', 'null::text')
-    );
-    -- Unchanged rows cost one comparison of images; a changed image is sent if the record changed as subscribers
-    -- see it. A row whose key changed has no old row: it is a change.
-    changed_rows := format(
-        E'outbox_new as n\n            left join outbox_old as o on %s\n'
-        '            where o.%I is null or (n.* *<> o.* and %s::text is distinct from %s::text)',
-        same_record,
-        (select a.attname from pg_attribute a where a.attrelid = attach.relation and a.attnum = identity_columns[1]),
-        outbox.record_expression(attach.relation, 'n', attach.serializer),
-        outbox.record_expression(attach.relation, 'o', attach.serializer)
-    );
-    changed_rows := format(
-        select_from, '''UPDATE''', outbox.record_expression(attach.relation, 'n', attach.serializer), changed_rows
-    );
+    -- One statement for all rows of the writer's statement, in two forms: one that names columns, and one for the
+    -- time between an ALTER TABLE and the next attach. Each name is put in by one format(): it may hold a %.
+    foreach names_columns in array array[true, false] loop
+        foreach operation in array array['CREATE', 'DELETE', 'UPDATE'] loop
+            source := case operation
+                when 'CREATE' then 'outbox_new as outbox_row'
+                when 'DELETE' then 'outbox_old as outbox_row'
+                -- Unchanged rows cost one comparison of images; a changed image is sent if the record changed as
+                -- subscribers see it. A row whose key changed has no old row: it is a change.
+                else format(
+                    E'outbox_new as outbox_row\n'
+                    '            left join outbox_old as outbox_old_row on %s\n'
+                    '            where outbox_old_row.%I is null\n'
+                    '                or (outbox_row.* *<> outbox_old_row.* and %s::text is distinct from %s::text)',
+                    same_record,
+                    (
+                        select a.attname from pg_attribute a
+                        where a.attrelid = attach.relation and a.attnum = identity_columns[1]
+                    ),
+                    outbox.record_expression(attach.relation, 'outbox_row', attach.serializer, names_columns),
+                    outbox.record_expression(attach.relation, 'outbox_old_row', attach.serializer, names_columns)
+                )
+            end;
+            source := format(
+                E'insert into outbox.outbox (type, resource, resource_id, location_id, product_transaction_id, data)\n'
+                '        select %L, %L, captured.resource_id, captured.location_id, captured.product_transaction_id,\n'
+                '            captured.data\n'
+                '        from (\n'
+                '            select concat_ws('','', %s) as resource_id, %s as location_id,\n'
+                '                %s as product_transaction_id, %s as data\n'
+                '            from %s\n'
+                '            offset 0\n'
+                '        ) as captured\n'
+                '        where captured.data is not null',
+                operation, attach.resource,
+                (
+                    select string_agg(format('outbox_row.%I', k), ', ' order by n)
+                    from unnest(key_columns) with ordinality as u (k, n)
+                ),
+                coalesce('outbox_row.' || quote_ident(location) || '::text', 'null::text'),
+                coalesce('outbox_row.' || quote_ident(product_transaction) || '::text', 'null::text'),
+                outbox.record_expression(attach.relation, 'outbox_row', attach.serializer, names_columns),
+                source
+            );
+            if names_columns then
+                fast := fast || source;
+            else
+                robust := robust || source;
+            end if;
+        end loop;
+    end loop;
+    if fast <> robust then
+        -- The names, and which of them become epoch seconds, of the table and of the row that the serializer takes.
+        shape_query := format(
+            E'array(\n'
+            '        select (a.attname || case when a.atttypid in (%s, %s) then '' timestamp'' else '''' end) collate "C"\n'
+            '        from pg_attribute as a\n'
+            '        where a.attrelid in (%%1$s%s) and a.attnum > 0 and not a.attisdropped\n'
+            '        order by 1\n'
+            '    )',
+            'timestamptz'::regtype::oid, 'timestamp'::regtype::oid,
+            (
+                select format(', to_regclass(%L)', replace(t.typrelid::regclass::text, '%', '%%'))
+                from pg_proc p join pg_type t on t.oid = p.proargtypes[0]
+                where p.oid = attach.serializer and t.typrelid <> attach.relation
+            )
+        );
+        execute 'select ' || format(shape_query, '$1') into columns_of_shape using attach.relation;
+        shape_check := format(
+            E'\n    if %s is distinct from %L::text[] then\n'
+            '        -- Altered since it was attached: name no column.\n'
+            '        execute case tg_op when ''INSERT'' then %L when ''DELETE'' then %L else %L end using tg_relid;\n'
+            '    els',
+            format(shape_query, 'tg_relid'), columns_of_shape, robust[1], robust[2], robust[3]
+        );
+    end if;
     body := format(
         E'#variable_conflict use_column\n'
         'begin\n'
         '    if current_setting(''outbox.suppress'', true) in (''on'', ''true'', ''yes'', ''1'') then\n'
         '        return null;\n'
-        '    end if;\n'
-        '    if tg_op = ''INSERT'' then\n'
-        '        %1$s;\n'
-        '    elsif tg_op = ''DELETE'' then\n'
+        '    end if;%1$sif tg_op = ''INSERT'' then\n'
         '        %2$s;\n'
+        '    elsif tg_op = ''DELETE'' then\n'
+        '        %3$s;\n'
         '    elsif exists (select from outbox_new offset 50) then\n'
         '        -- Planned anew: a plan made for few rows would compare each of many with each.\n'
-        '        execute %4$L;\n'
+        '        execute %5$L;\n'
         '    else\n'
-        '        %3$s;\n'
+        '        %4$s;\n'
         '    end if;\n'
         '    if (select d.last_value from outbox.doorbell as d) = 2\n'
         '        and current_setting(''outbox.doorbell'', true) is distinct from ''off'' then\n'
@@ -292,15 +414,14 @@ begin
         '    end if;\n'
         '    return null;\n'
         'end',
-        format(select_from, '''CREATE''', outbox.record_expression(attach.relation, 'n', attach.serializer), 'outbox_new as n'),
-        format(select_from, '''DELETE''', outbox.record_expression(attach.relation, 'n', attach.serializer), 'outbox_old as n'),
-        changed_rows,
-        changed_rows
+        coalesce(nullif(shape_check, ''), E'\n    '), fast[1], fast[2], fast[3], fast[3]
     );
+    -- The settings are those that change how a value is written: what is sent must not depend on who wrote.
     execute format(
         'create or replace function outbox.%I() returns trigger language plpgsql security definer '
         'set search_path = pg_catalog, pg_temp set timezone = ''UTC'' set datestyle = ''ISO, MDY'' '
-        'set intervalstyle = ''postgres'' set bytea_output = ''hex'' set extra_float_digits = 1 as %L',
+        'set intervalstyle = ''postgres'' set bytea_output = ''hex'' set extra_float_digits = 1 '
+        'set lc_monetary = ''C'' set xmlbinary = ''base64'' set quote_all_identifiers = off as %L',
         function_name, body
     );
     -- Nobody may hang the function on a table of his own and so forge events.

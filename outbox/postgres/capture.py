@@ -16,6 +16,7 @@ _WRONG_REQUEST = (
     psycopg.errors.UndefinedColumn,
     psycopg.errors.InvalidFunctionDefinition,
     psycopg.errors.DuplicateObject,
+    psycopg.errors.FeatureNotSupported,
 )
 
 

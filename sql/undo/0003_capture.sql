@@ -27,5 +27,5 @@ $$;
 drop function outbox.detach(regclass);
 drop view outbox.attachments;
 drop function outbox.attach(regclass, text, text, text, text, regproc);
-drop function outbox.record_expression(regclass, text, regproc);
+drop function outbox.record_expression(regclass, text, regproc, boolean);
 drop sequence outbox.doorbell;

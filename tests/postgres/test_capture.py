@@ -7,6 +7,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from outbox.errors import UsageError
+from outbox.postgres.capture import attach
+
 CONTACTS = """
     create table contacts (
         id text primary key, location_id text, last_name text, note json, created_ts bigint default 1472325312
@@ -210,14 +213,17 @@ def test_columns_of_any_name_are_captured_as_they_are(conn: psycopg.Connection, 
 
 def test_the_writers_session_does_not_change_what_is_sent(conn: psycopg.Connection) -> None:
     """Time zone, date style, interval style, bytea and float output of the writer are his own."""
-    conn.execute("create table t (id int primary key, b bytea, f float8, i interval, d date, z timestamptz)")
+    conn.execute(
+        "create table t (id int primary key, b bytea, f float8, i interval, d date, z timestamptz, m money, r regclass)"
+    )
     conn.execute("select outbox.attach('t', 'thing')")
     insert = (
-        "insert into t values (%s, '\\x00ff', 0.1::float8 + 0.2, '1 day 2 hours', '2026-01-02', '2026-01-02 03:04+00')"
+        "insert into t values (%s, '\\x00ff', 0.1::float8 + 0.2, '1 day 2 hours', '2026-01-02', "
+        "'2026-01-02 03:04+00', 12.5, 'pg_class')"
     )
     conn.execute(insert, [1])
     conn.execute("set bytea_output = 'escape'; set extra_float_digits = -5; set intervalstyle = 'iso_8601'")
-    conn.execute("set datestyle = 'German'; set timezone = 'Asia/Tokyo'")
+    conn.execute("set quote_all_identifiers = on; set datestyle = 'German'; set timezone = 'Asia/Tokyo'")
     conn.execute(insert, [2])
     [one, two] = [row[2] for row in captured(conn)]
     assert two == one.replace('"id":1', '"id":2')
@@ -239,3 +245,164 @@ def test_a_virtual_generated_column_needs_a_serializer(every_db: str) -> None:
         conn.execute("select outbox.attach('t', 'thing', serializer => 'shape')")
         conn.execute("insert into t (id) values (2)")
         assert [row[:2] for row in captured(conn)] == [("CREATE", "2")]
+
+
+@pytest.mark.parametrize("timestamps", [False, True], ids=["plain", "with timestamps"])
+def test_names_with_a_percent_sign_a_comma_or_ours_are_captured(conn: psycopg.Connection, *, timestamps: bool) -> None:
+    """A name is a name: as table, key, location, resource or column, also where our own text uses it."""
+    ours = ("outbox_row", "outbox_old_row", "outbox_record", "captured", "member", "100%s", "%1$L", "f", "$1", "it's\\")
+    names = sql.SQL(", ").join(sql.SQL("{} text default 'v'").format(sql.Identifier(name)) for name in ours)
+    table, key, location = sql.Identifier("%s member"), sql.Identifier(" a,%I "), sql.Identifier("loc%")
+    more = sql.SQL(", made_ts timestamptz" if timestamps else "")
+    conn.execute(
+        sql.SQL("create table {} ({} text primary key, {} text, {}{})").format(table, key, location, names, more)
+    )
+    conn.execute("select outbox.attach('\"%%s member\"', %s, key => ' a,%%I ', location => 'loc%%')", ["50% 'off'"])
+    conn.execute(sql.SQL("insert into {} ({}, {}) values ('1', 'L')").format(table, key, location))
+    conn.execute(sql.SQL("update {} set outbox_row = 'w'").format(table))
+    conn.execute(sql.SQL("delete from {}").format(table))
+    rows = conn.execute("select type, resource, resource_id, location_id from outbox.outbox order by seq").fetchall()
+    assert rows == [(kind, "50% 'off'", "1", "L") for kind in ("CREATE", "UPDATE", "DELETE")]
+    assert [json.loads(row[2])["outbox_row"] for row in captured(conn)] == ["v", "w", "w"]
+    assert list(json.loads(captured(conn)[0][2])) == [" a,%I ", "loc%", *ours, *(["made_ts"] if timestamps else [])]
+
+
+def test_tables_with_long_names_have_functions_of_their_own(conn: psycopg.Connection) -> None:
+    """A name is cut by bytes: two long names that begin alike are two attachments."""
+    for last in "ab":
+        conn.execute(sql.SQL("create table {} (id int primary key)").format(sql.Identifier("ü" * 31 + last)))
+        conn.execute(sql.SQL("select outbox.attach({}, {})").format("ü" * 31 + last, last))
+    for last in "ab":
+        conn.execute(sql.SQL("insert into {} values (1)").format(sql.Identifier("ü" * 31 + last)))
+    assert conn.execute("select resource from outbox.outbox order by seq").fetchall() == [("a",), ("b",)]
+
+
+ALTERATIONS = (
+    ("alter table t drop column gone", ["id", "note", "made_ts", "left_ts"]),
+    ("alter table t add column extra text default 'x'", ["id", "note", "made_ts", "left_ts", "extra"]),
+    ("alter table t add column more_ts timestamp default '2016-08-27 19:15:12.9'",
+     ["id", "note", "made_ts", "left_ts", "extra", "more_ts"]),
+    ("alter table t rename column left_ts to went_ts", ["id", "note", "made_ts", "went_ts", "extra", "more_ts"]),
+    ("alter table t drop column went_ts", ["id", "note", "made_ts", "extra", "more_ts"]),
+    ("alter table t alter column made_ts type bigint using 7", ["id", "note", "made_ts", "extra", "more_ts"]),
+)  # fmt: skip
+
+
+def test_an_altered_table_is_captured_as_it_is_now(every_db: str) -> None:
+    """Columns come and go, and a write neither fails nor sends the columns of yesterday; attaching again agrees."""
+    with psycopg.connect(every_db, autocommit=True) as conn:
+        conn.execute(
+            "create table t (id int primary key, gone text, note json, made_ts timestamptz, left_ts timestamp)"
+        )
+        conn.execute("select outbox.attach('t', 'thing')")
+        write = 'insert into t (id, note, made_ts) values (%s, \'{ "made_ts" : "2016-08-27T19:15:12.9+00:00" }\', %s)'
+        conn.execute(write, [0, "2016-08-27 19:15:12.9+00"])
+        for number, (ddl, keys) in enumerate(ALTERATIONS, start=1):
+            conn.execute(ddl.encode())
+            made = 5 if "bigint" in ddl else "2016-08-27 19:15:12.9+00"
+            conn.execute(write, [number, made])
+            before = captured(conn)[-1][2]
+            assert list(json.loads(before)) == keys
+            assert json.loads(before)["made_ts"] == (5 if "bigint" in ddl else 1472325312)
+            assert json.loads(before).get("more_ts", 1472325312) == 1472325312
+            assert '"note":{ "made_ts" : "2016-08-27T19:15:12.9+00:00" },' in before
+            conn.execute("update t set note = '1' where id = %s", [number])
+            conn.execute("delete from t where id = %s", [number])
+            assert [row[0] for row in captured(conn)[-2:]] == ["UPDATE", "DELETE"]
+            with conn.transaction(force_rollback=True):
+                conn.execute("select outbox.attach('t', 'thing')")
+                conn.execute(write, [number, made])
+                assert captured(conn)[-1][2] == before
+
+
+def test_a_serializer_outlives_alterations(every_db: str) -> None:
+    """A column more or less of the table whose row the serializer takes does not fail the application's write."""
+    with psycopg.connect(every_db, autocommit=True) as conn:
+        conn.execute("create table t (id int primary key, gone text, shown bytea)")
+        conn.execute(
+            "create function shape(r t) returns json language sql as "
+            "$$ select json_build_object('id', r.id, 'shown', r.shown) $$"
+        )
+        conn.execute("select outbox.attach('t', 'thing', serializer => 'shape')")
+        conn.execute("alter table t drop column gone")
+        conn.execute("alter table t add column extra int[]")
+        conn.execute("insert into t values (1, '\\x00ff', '{1}')")
+        assert json.loads(captured(conn)[0][2]) == {"id": 1, "shown": "\\x00ff"}
+
+
+def test_infinity_is_null(conn: psycopg.Connection) -> None:
+    """A timestamp without epoch seconds does not fail the application's write, before or after an alteration."""
+    conn.execute("create table t (id int primary key, a_ts timestamptz default 'infinity', b_ts timestamp)")
+    conn.execute("select outbox.attach('t', 'thing')")
+    conn.execute("insert into t values (1)")
+    conn.execute("alter table t drop column b_ts")
+    conn.execute("insert into t values (2)")
+    assert [row[2] for row in captured(conn)] == ['{"id":1,"a_ts":null,"b_ts":null}', '{"id":2,"a_ts":null}']
+
+
+@pytest.mark.parametrize("rows", [2, 51, 52, 200])
+def test_small_and_large_updates_are_captured_alike(every_db: str, rows: int) -> None:
+    """Keys that move on to each other's places, composite keys, nulls and long values: no branch sees it otherwise."""
+    with psycopg.connect(every_db, autocommit=True) as conn:
+        conn.execute("create table t (a int, b text, maybe text, long text, primary key (a, b))")
+        conn.execute("select outbox.attach('t', 'thing')")
+        conn.execute(
+            "insert into t select i, 'k', case when i %% 2 = 0 then 'even' end, "
+            "case when i = 2 then repeat('x', 1000000) end "
+            "from generate_series(1, %s) i",
+            [rows],
+        )
+        conn.execute("truncate outbox.outbox")
+        conn.execute("update t set long = long || '' ")
+        assert captured(conn) == []
+        conn.execute("update t set maybe = null, long = long || case when a = 2 then 'y' end")
+        changes = {row[1]: json.loads(row[2]) for row in captured(conn)}
+        assert sorted(changes) == sorted(f"{i},k" for i in range(2, rows + 1, 2))
+        assert changes["2,k"] == {"a": 2, "b": "k", "maybe": None, "long": "x" * 1_000_000 + "y"}
+        conn.execute("truncate outbox.outbox")
+        conn.execute("update t set a = a - 1, maybe = a::text")
+        assert {row[1]: json.loads(row[2])["maybe"] for row in captured(conn)} == {
+            f"{i},k": str(i + 1) for i in range(rows)
+        }
+
+
+@pytest.mark.parametrize("rows", [2, 60])
+def test_swapped_keys_are_matched_by_key(every_db: str, rows: int) -> None:
+    """Two rows that trade a deferrable key are told apart by the index that is checked at once."""
+    with psycopg.connect(every_db, autocommit=True) as conn:
+        conn.execute("create table t (id int not null unique deferrable, k int primary key)")
+        conn.execute("select outbox.attach('t', 'thing')")
+        conn.execute("insert into t select i, i from generate_series(1, %s) i", [rows])
+        conn.execute("truncate outbox.outbox")
+        conn.execute("update t set id = %s - id", [rows + 1])
+        assert {row[1]: json.loads(row[2])["k"] for row in captured(conn)} == {
+            str(i): rows + 1 - i for i in range(1, rows + 1)
+        }
+
+
+def test_a_virtual_generated_column_is_no_key_and_no_location(every_db: str) -> None:
+    """A serializer does not make it readable to the trigger; one that is added later is null and breaks nothing."""
+    with psycopg.connect(every_db, autocommit=True) as conn:
+        if conn.info.server_version < 180_000:
+            pytest.skip("virtual generated columns begin with PostgreSQL 18")
+        conn.execute(
+            "create table t (id int primary key, a_ts timestamptz, location_id text generated always as ('L'))"
+        )
+        conn.execute("create function shape(t) returns json language sql as 'select to_json($1)'")
+        with pytest.raises(psycopg.errors.FeatureNotSupported, match='"location_id" is a virtual generated column'):
+            conn.execute("select outbox.attach('t', 'thing', serializer => 'shape')")
+        conn.execute("alter table t drop column location_id")
+        conn.execute("select outbox.attach('t', 'thing')")
+        conn.execute("alter table t add column twice int generated always as (id * 2)")
+        conn.execute("insert into t values (1)")
+        assert captured(conn)[0][2] == '{"id":1,"a_ts":null,"twice":null}'
+
+
+async def test_the_command_says_that_a_virtual_column_does_not_fit(db: str, pg_version: int) -> None:
+    """The user reads why and what to do instead of the database's error."""
+    if pg_version < 18:
+        pytest.skip("virtual generated columns begin with PostgreSQL 18")
+    async with await psycopg.AsyncConnection.connect(db, autocommit=True) as conn:
+        await conn.execute("create table t (id int primary key, twice int generated always as (id * 2))")
+        with pytest.raises(UsageError, match=r"virtual generated column.*STORED"):
+            await attach(conn, "t", "thing")
