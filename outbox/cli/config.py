@@ -1,11 +1,10 @@
 """`outbox config …`: subscriptions, as commands. What a config may hold is decided in core/config_rules.py."""
 
-import contextlib
 import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -22,7 +21,6 @@ from outbox.core.outcome import judge
 from outbox.errors import OutboxError, UsageError
 from outbox.http.sender import Sender
 from outbox.postgres import configs
-from outbox.postgres.pool import Link
 from outbox.secrets import SecretBox
 from outbox.settings import Settings
 
@@ -262,19 +260,10 @@ def _password() -> str:
 
 def _run(settings: Settings, work: Callable[[AsyncConnection], Coroutine[Any, Any, T]]) -> T:
     async def connected() -> T:
-        async with _connection(options.needed(settings.dsn)) as conn:
+        async with options.connect(settings) as conn:
             return await work(conn)
 
     return options.run_async(connected())
-
-
-@contextlib.asynccontextmanager
-async def _connection(dsn: str) -> AsyncIterator[AsyncConnection]:
-    link = Link(dsn, "config", settings=None)
-    try:
-        yield await link.connection()
-    finally:
-        await link.drop()
 
 
 def _print(subscription: PostbackConfig, *, as_json: bool) -> None:

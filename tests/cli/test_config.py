@@ -228,3 +228,9 @@ def test_what_others_wrote_can_not_move_the_cursor(outbox: Run) -> None:
     for text in [outbox("show", config_id).stdout, outbox("list").stdout]:
         assert "\\x1b[2J\\u202e" in text
         assert "\x1b" not in text
+
+
+def test_a_database_without_our_schema_is_told_as_such(outbox: Run, empty_db: str) -> None:
+    """The message says what to run, and not which table the database misses."""
+    done = outbox("list", DSN=empty_db)
+    assert (done.returncode, done.stderr) == (1, "Error: The database has no outbox schema. Run: outbox migrate\n")
