@@ -90,6 +90,11 @@ class Settings:
     workers: int = _setting(_count(1, 256), "1", "Processes that share the work.")
     retention: float = _setting(_seconds(86_400, 86_400 * 3650), "30d", "How long history is kept.")
     min_attempt_interval: int = _setting(_count(1, 300), "300", "Least attempt_interval that a config may have.")
+    disable_after: float = _setting(
+        _seconds(0, 86_400 * 365),
+        "5d",
+        "A config that did nothing but fail for so long, 20 times or more, is switched off. 0: never.",
+    )
     allow_networks: tuple[Network, ...] = _setting(
         _networks, "", "Networks that may be posted to although they are not globally routable, separated by commas."
     )

@@ -4,7 +4,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (2, 'tables', '63ddba12c50ae12ef9958c0f5f447eab3c7eece091a67ddc722bd0f1efe89a92');
+values (2, 'tables', '6ac4052b6cdf221aa824859596fabc35937b525783e56d76ed56c5627932c1e6');
 
 -- What the triggers write and the daemon takes away within milliseconds. It has no index but its key, no
 -- foreign key and no partitions, so that the application's writer pays one plain insert.
@@ -66,11 +66,22 @@ create table outbox.postback_configs (
     basic_auth_password text,
     expands text not null default '',
     format text not null default 'api-default',
+    backoff text not null default 'fixed',
+    backoff_limit integer not null default 86400,
+    strict_order text not null default 'off',
+    rate_limit integer,
     paused_at timestamptz,
+    circuit_opened_at timestamptz,
+    exhausted_at timestamptz,
+    disabled_at timestamptz,
+    disabled_reason text,
     created_at timestamptz not null default now(),
     modified_at timestamptz not null default now(),
     deleted_at timestamptz,
     revision bigint not null default 1,
+    governed boolean not null generated always as (
+        strict_order <> 'off' or rate_limit is not null or circuit_opened_at is not null
+    ) stored,
     constraint postback_configs_pkey primary key (id),
     constraint postback_configs_location_id check (char_length(location_id) between 1 and 36),
     constraint postback_configs_resource check (char_length(resource) between 1 and 128),
@@ -88,14 +99,61 @@ create table outbox.postback_configs (
     ),
     constraint postback_configs_basic_auth_whole check (basic_auth_username is not null or basic_auth_password is null),
     constraint postback_configs_expands check (char_length(expands) <= 512),
-    constraint postback_configs_format check (format = 'api-default')
+    constraint postback_configs_format check (format = 'api-default'),
+    constraint postback_configs_backoff check (backoff in ('fixed', 'exponential')),
+    constraint postback_configs_backoff_limit check (backoff_limit between 1 and 86400),
+    constraint postback_configs_strict_order check (strict_order in ('off', 'release', 'hold')),
+    constraint postback_configs_rate_limit check (rate_limit between 1 and 10000),
+    -- Nobody but we switches a config off with a reason, and one that is switched on has none.
+    constraint postback_configs_disabled check (
+        (disabled_at is null) = (disabled_reason is null) and (disabled_at is null or not is_active)
+    )
 );
 comment on table outbox.postback_configs is 'A subscription: what to watch and whom to tell.';
 comment on column outbox.postback_configs.revision is 'Counts edits: tells a daemon that what it remembers is old.';
 comment on column outbox.postback_configs.paused_at is 'Since when it collects what it is owed and sends nothing.';
 comment on column outbox.postback_configs.deleted_at is 'A deleted config stays, so that its id answers "deleted".';
+comment on column outbox.postback_configs.strict_order is
+    'off; or one change of a record at a time, where a dead one releases or holds the later ones.';
+comment on column outbox.postback_configs.rate_limit is 'Tries a second, over all daemons together.';
+comment on column outbox.postback_configs.circuit_opened_at is
+    'Since when it gets probes only, because it failed many times in a row.';
+comment on column outbox.postback_configs.exhausted_at is 'When a delivery of it first died since it last recovered.';
+comment on column outbox.postback_configs.disabled_at is 'When we switched it off; the reason stands beside it.';
+comment on column outbox.postback_configs.governed is
+    'Whether its deliveries are claimed by the rules of its order, its pace or its circuit.';
 create index postback_configs_match on outbox.postback_configs (resource, location_id)
 where is_active and deleted_at is null;
+create index postback_configs_governed on outbox.postback_configs (id)
+where governed and is_active and paused_at is null and deleted_at is null;
+create index postback_configs_exhausted on outbox.postback_configs (id) where exhausted_at is not null;
+
+-- What changes with each failure, and with each claim of a governed config, kept out of the config's own row: that
+-- one is read by every route.
+create table outbox.config_state (
+    config_id uuid not null,
+    failures integer not null default 0,
+    troubles integer not null default 0,
+    failing_since timestamptz,
+    tokens double precision not null default 1,
+    refilled_at timestamptz not null default now(),
+    probes integer not null default 0,
+    probe_at timestamptz not null default now(),
+    constraint config_state_pkey primary key (config_id),
+    constraint config_state_counts check (failures >= troubles and troubles >= 0 and probes >= 0),
+    constraint config_state_failing_since check ((failing_since is null) = (failures = 0))
+) with (
+    fillfactor = 50,
+    autovacuum_vacuum_scale_factor = 0,
+    autovacuum_vacuum_threshold = 1000
+);
+comment on table outbox.config_state is 'How a config fares that fails or is governed. One that never was has no row.';
+comment on column outbox.config_state.failures is 'Failed tries since the last success.';
+comment on column outbox.config_state.troubles is
+    'Of these, the ones that speak of the whole endpoint: no answer, 408, 429 and 5xx.';
+comment on column outbox.config_state.tokens is 'Tries that its rate limit allows, as of refilled_at.';
+comment on column outbox.config_state.probe_at is 'When its open circuit lets the next probe through.';
+create index config_state_failing on outbox.config_state (config_id) where failures > 0;
 
 -- What is still owed: as small as the debt. Acknowledging deletes the row.
 -- No foreign keys: each would lock a config's row for every delivery, and daemons would queue there.
@@ -110,6 +168,7 @@ create table outbox.deliveries (
     due_at timestamptz not null default now(),
     died_at timestamptz,
     last_error text,
+    order_key bigint,
     constraint deliveries_pkey primary key (event_id, config_id),
     constraint deliveries_state check (state in ('pending', 'dead')),
     constraint deliveries_leased check (state = 'pending' or not leased),
@@ -132,8 +191,11 @@ comment on column outbox.deliveries.attempts_uncounted is
 comment on column outbox.deliveries.leased is
     'A daemon has it in hand until due_at. Due and still leased: that daemon died, and its try is an unknown one.';
 comment on column outbox.deliveries.event_created_at is 'Finds the event''s partition.';
+comment on column outbox.deliveries.order_key is
+    'A hash of the record''s key, for a config with strict order; null for all others.';
 create index deliveries_due on outbox.deliveries (config_id, due_at) where state = 'pending';
 create index deliveries_dead on outbox.deliveries (config_id, died_at) where state = 'dead';
+create index deliveries_order on outbox.deliveries (config_id, order_key, state, event_id) where order_key is not null;
 
 create table outbox.attempts (
     event_id uuid not null,

@@ -8,6 +8,7 @@ from aiohttp import web
 from outbox import __version__
 from outbox.api import lists, postbackconfigs, postbacklogs
 from outbox.api.keys import SETTINGS
+from outbox.core.config_document import TROUBLES
 from outbox.core.config_rules import FIELDS, NEEDS_PRODUCT_TRANSACTION, Field
 from outbox.postgres import listing
 
@@ -45,6 +46,10 @@ def document(min_attempt_interval: int) -> dict[str, Any]:
         for name, field in FIELDS.items() if name != "basic_auth_password"
     } | {
         "id": {"type": "string", "format": "uuid"}, "paused": flag,
+        **{
+            name: {"type": ["string" if name == "disabled_reason" else "integer", "null"], "description": text}
+            for name, text in TROUBLES.items()
+        },
         "created_ts": {"type": "integer"}, "modified_ts": {"type": "integer"},
         "_links": _object({"self": _object({"href": {"type": "string", "format": "uri"}})}),
         "postback_logs": {"type": "array", "items": {"$ref": "#/components/schemas/PostbackLog"}},
@@ -186,12 +191,15 @@ def _schema(field: Field, min_attempt_interval: int) -> dict[str, Any]:
             described["enum"] = [True, False, 1, 0, "1", "0", "true", "false"]
         case "integer":
             least = min_attempt_interval if field.name == "attempt_interval" else field.least
-            described |= {"type": ["integer", "string"], "minimum": least, "maximum": field.most, "pattern": "^[0-9]+$"}
+            types = ["integer", "string", *(["null"] if field.nullable else [])]
+            described |= {"type": types, "minimum": least, "maximum": field.most, "pattern": "^[0-9]+$"}
         case "string":
             nullable = field.nullable or field.name == "location_id"
             described |= {"type": ["string", "null"] if nullable else "string", "minLength": field.least}
             if field.most is not None:
                 described["maxLength"] = field.most
+            if field.choices:
+                described["enum"] = list(field.choices)
     if field.default is not None:
         described["default"] = field.default
     return described

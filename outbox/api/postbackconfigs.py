@@ -11,7 +11,7 @@ from outbox.api import lists, postbacklogs
 from outbox.api.body import json_body
 from outbox.api.errors import RefusedError
 from outbox.api.keys import LINKS, SECRET_BOX, SETTINGS, USER
-from outbox.core.config_document import to_document
+from outbox.core.config_document import TROUBLES, to_document
 from outbox.core.config_rules import FIELDS, InvalidConfigError, Value, validate
 from outbox.core.model import PostbackConfig, User
 from outbox.postgres import configs, history, listing
@@ -130,11 +130,12 @@ def _only_expand(request: web.Request) -> None:
 def _document(request: web.Request, config: PostbackConfig) -> dict[str, Any]:
     href = str(request.url.origin().with_path(f"{PATH}/{config.id}"))
     document: dict[str, Any] = to_document(config) | {"_links": {"self": {"href": href}}}
-    # The source document's answer has neither: they come only where they say something.
-    if config.product_transaction_id is None:
-        del document["product_transaction_id"]
-    if config.paused_at is None:
-        del document["paused"]
+    # The source document's answer has none of these: they come only where they say something.
+    silent = {name: field.default for name, field in FIELDS.items() if field.beyond_contract}
+    silent |= {"product_transaction_id": None, "paused": "0", **dict.fromkeys(TROUBLES)}
+    for name, value in silent.items():
+        if document[name] == value:
+            del document[name]
     return document
 
 

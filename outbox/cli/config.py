@@ -112,6 +112,7 @@ def show(settings: Settings, config_id: UUID, *, as_json: bool) -> None:
 @_id
 @_field_flags(defaults=False)
 @click.option("--no-product-transaction-id", is_flag=True, help="Rows of every merchant account.")
+@click.option("--no-rate-limit", is_flag=True, help="As many a second as there are.")
 @click.option("--no-basic-auth", is_flag=True, help="Remove the user name and the password.")
 @options.as_json
 def edit(
@@ -121,17 +122,22 @@ def edit(
     as_json: bool,
     all_locations: bool,
     no_product_transaction_id: bool,
+    no_rate_limit: bool,
     no_basic_auth: bool,
     **given: str | bool | None,
 ) -> None:
     """Change what is named, and nothing else."""
     if no_product_transaction_id and given["product_transaction_id"] is not None:
         raise UsageError("Use --product-transaction-id or --no-product-transaction-id, not both.")
+    if no_rate_limit and given["rate_limit"] is not None:
+        raise UsageError("Use --rate-limit or --no-rate-limit, not both.")
     if no_basic_auth and given["basic_auth_username"] is not None:
         raise UsageError("Use --basic-auth-username or --no-basic-auth, not both.")
     raw = _raw(given, all_locations=all_locations)
     if no_product_transaction_id:
         raw["product_transaction_id"] = None
+    if no_rate_limit:
+        raw["rate_limit"] = None
     if no_basic_auth:
         raw |= {"basic_auth_username": None, "basic_auth_password": None}
     if not raw:
@@ -280,16 +286,18 @@ def _print(subscription: PostbackConfig, *, as_json: bool) -> None:
 
 def _row(subscription: PostbackConfig) -> tuple[str, ...]:
     wanted = {"create": subscription.on_create, "update": subscription.on_update, "delete": subscription.on_delete}
-    state = "active" if subscription.is_active else "inactive"
     return (
         str(subscription.id),
         plain.clean(_location(subscription)),
         plain.clean(subscription.resource),
         ",".join(name for name, is_wanted in wanted.items() if is_wanted) or "none",
-        state if subscription.paused_at is None else f"{state},paused",
+        plain.config_state(
+            is_active=subscription.is_active, is_paused=subscription.paused_at is not None,
+            circuit_is_open=subscription.circuit_opened_at is not None, disabled_reason=subscription.disabled_reason,
+        ),
         f"{subscription.number_of_attempts} every {subscription.attempt_interval} s",
         subscription.url,
-    )
+    )  # fmt: skip
 
 
 def _location(subscription: PostbackConfig) -> str:

@@ -40,6 +40,14 @@ def print_fields(fields: Sequence[tuple[str, str]]) -> None:
         click.echo(f"{name.ljust(width)}  {value}".rstrip())
 
 
+def config_state(*, is_active: bool, is_paused: bool, circuit_is_open: bool, disabled_reason: str | None) -> str:
+    """Return how a config stands, in a word or two."""
+    words = ["active" if is_active else "inactive" if disabled_reason is None else "disabled"]
+    words += ["paused"] if is_paused else []
+    words += ["circuit open"] if circuit_is_open else []
+    return ",".join(words) + (f" ({cell(disabled_reason, width=40)})" if disabled_reason is not None else "")
+
+
 def count(number: int, one: str, many: str) -> str:
     """Return `1 delivery`, `2 deliveries`."""
     return f"{number} {one if number == 1 else many}"

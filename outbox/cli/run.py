@@ -28,6 +28,7 @@ _SETTINGS = (
     "secret_key",
     "listen",
     "min_attempt_interval",
+    "disable_after",
 )
 
 

@@ -50,7 +50,6 @@ async def _read(settings: Settings) -> tuple[Figures, list[ConfigHealth]]:
 
 
 def _row(config: ConfigHealth) -> tuple[str, ...]:
-    state = "active" if config.is_active else "inactive"
     failure = plain.cell(config.last_failure_at)
     if config.last_failure is not None:
         failure += f" {plain.cell(config.last_failure, width=_ERROR_WIDTH)}"
@@ -58,11 +57,14 @@ def _row(config: ConfigHealth) -> tuple[str, ...]:
         str(config.id),
         "(all)" if config.location_id is None else plain.cell(config.location_id),
         plain.cell(config.resource),
-        f"{state},paused" if config.is_paused else state,
+        plain.config_state(
+            is_active=config.is_active, is_paused=config.is_paused, circuit_is_open=config.circuit_is_open,
+            disabled_reason=config.disabled_reason,
+        ),
         str(config.pending),
         str(config.due),
         str(config.dead),
         plain.cell(config.last_success_at),
         failure,
         plain.cell(config.url),
-    )
+    )  # fmt: skip

@@ -1,6 +1,17 @@
 """A postback config as its readers see it (contract §1 and §3): the HTTP API and `--json`."""
 
+from collections.abc import Mapping
+from datetime import datetime
+
 from outbox.core.model import PostbackConfig
+
+TROUBLES: Mapping[str, str] = {
+    "circuit_opened_ts": "Since when it gets probes only, because it failed many times in a row.",
+    "exhausted_ts": "When a delivery first ran out of tries since it last recovered.",
+    "disabled_ts": "When it was switched off, because it did nothing but fail.",
+    "disabled_reason": "Why it was switched off.",
+}
+"""What is said of a config in trouble, and what it means; null for all others."""
 
 
 def to_document(config: PostbackConfig) -> dict[str, str | int | None]:
@@ -23,9 +34,21 @@ def to_document(config: PostbackConfig) -> dict[str, str | int | None]:
         "number_of_attempts": config.number_of_attempts,
         "attempt_interval": config.attempt_interval,
         "expands": config.expands,
+        "backoff": config.backoff,
+        "backoff_limit": config.backoff_limit,
+        "strict_order": config.strict_order,
+        "rate_limit": config.rate_limit,
+        "circuit_opened_ts": _seconds(config.circuit_opened_at),
+        "exhausted_ts": _seconds(config.exhausted_at),
+        "disabled_ts": _seconds(config.disabled_at),
+        "disabled_reason": config.disabled_reason,
         "created_ts": int(config.created_at.timestamp()),
         "modified_ts": int(config.modified_at.timestamp()),
     }
+
+
+def _seconds(at: datetime | None) -> int | None:
+    return None if at is None else int(at.timestamp())
 
 
 def _flag(value: bool) -> str:  # noqa: FBT001 - it is all that there is to pass

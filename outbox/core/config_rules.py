@@ -15,7 +15,6 @@ from outbox.errors import UsageError
 Value = str | int | bool | None
 
 NEEDS_PRODUCT_TRANSACTION = frozenset({"transaction", "transactionbatch"})
-FORMATS = ("api-default",)
 
 
 class InvalidConfigError(UsageError):
@@ -39,6 +38,10 @@ class Field:
     default: Value = None
     required: bool = False
     nullable: bool = False
+    choices: tuple[str, ...] = ()
+    """The only values of a string, where there are such."""
+    beyond_contract: bool = False
+    """Whether the contract does not know it: off by default, and shown only where it is not."""
 
 
 FIELDS: Mapping[str, Field] = {
@@ -74,7 +77,25 @@ FIELDS: Mapping[str, Field] = {
             name="expands", kind="string", most=512, default="",
             text="Related records to embed in data, separated by commas, e.g. changelogs,tags.",
         ),
-        Field(name="format", kind="string", default=FORMATS[0], text=f"Only {FORMATS[0]}."),
+        Field(name="format", kind="string", choices=("api-default",), default="api-default", text="Only api-default."),
+        Field(
+            name="backoff", kind="string", choices=("fixed", "exponential"), default="fixed", beyond_contract=True,
+            text="fixed: each wait is attempt_interval; exponential: each is twice the last, with jitter.",
+        ),
+        Field(
+            name="backoff_limit", kind="integer", least=1, most=86_400, default=86_400, beyond_contract=True,
+            text="Longest wait of the exponential backoff, in seconds.",
+        ),
+        Field(
+            name="strict_order", kind="string", choices=("off", "release", "hold"), default="off",
+            beyond_contract=True,
+            text="One change of a record at a time, in their order: off; release, where a dead one lets the later ones "
+            "go; hold, where it holds them. For what is captured from then on.",
+        ),
+        Field(
+            name="rate_limit", kind="integer", least=1, most=10_000, nullable=True, beyond_contract=True,
+            text="Tries a second at most, over all daemons.",
+        ),
     )
 }  # fmt: skip
 
@@ -128,7 +149,7 @@ def _value(given: object, field: Field, min_attempt_interval: int, *, any_locati
             return _boolean(given)
         case "integer":
             least = min_attempt_interval if field.name == "attempt_interval" else field.least
-            return _integer(given, least, field.most)
+            return _integer(given, least, field.most, or_null)
         case "string":
             return _string(given, field, or_null)
 
@@ -144,14 +165,14 @@ def _boolean(given: object) -> bool:
     raise _FaultError("must be true or false; 1, 0 and both as strings are accepted as well.")
 
 
-def _integer(given: object, least: int, most: int | None) -> int:
+def _integer(given: object, least: int, most: int | None, or_null: str) -> int:
     number = None
     if isinstance(given, int) and not isinstance(given, bool):
         number = given
     elif isinstance(given, str) and re.fullmatch(r"[0-9]{1,9}", given):
         number = int(given)
     if number is None or number < least or (most is not None and number > most):
-        raise _FaultError(f"must be a whole number from {least} to {most}.")
+        raise _FaultError(f"must be a whole number from {least} to {most}{or_null}.")
     return number
 
 
@@ -166,6 +187,8 @@ def _string(given: object, field: Field, or_null: str) -> str:
         raise _FaultError(f"must not be empty: a string{limits}{or_null}.")
     if most is not None and len(given) > most:
         raise _FaultError(f"must have at most {most} characters, and has {len(given)}.")
+    if field.choices and given not in field.choices:
+        raise _FaultError(f"must be {' or '.join(field.choices)}.")
     if (check := _CHECKS.get(field.name)) and (fault := check(given)):
         raise _FaultError(fault)
     return given
@@ -179,10 +202,6 @@ def _expands_fault(expands: str) -> str | None:
     if expands and not re.fullmatch(r"[\w.-]+(?:, *[\w.-]+)*", expands, re.ASCII):
         return "must be names separated by commas, such as changelogs,tags."
     return None
-
-
-def _format_fault(name: str) -> str | None:
-    return None if name in FORMATS else f"must be {' or '.join(FORMATS)}."
 
 
 # What is dialled is `yarl.URL(url, encoded=True)`, which is more lenient than this and changes nothing of what passes:
@@ -239,7 +258,6 @@ _CHECKS: Mapping[str, Callable[[str], str | None]] = {
     "url": _url_fault,
     "basic_auth_username": _username_fault,
     "expands": _expands_fault,
-    "format": _format_fault,
 }
 
 

@@ -36,7 +36,22 @@ class PostbackConfig:
     basic_auth_password: str | None = field(repr=False)
     expands: str
     format: str
+    backoff: str
+    """fixed: each wait is attempt_interval. exponential: each is twice the last, with jitter, up to backoff_limit."""
+    backoff_limit: int
+    """Seconds."""
+    strict_order: str
+    """off; or one change of a record at a time, where a dead one `release`s or `hold`s the later ones."""
+    rate_limit: int | None
+    """Tries a second, over all daemons."""
     paused_at: datetime | None
+    circuit_opened_at: datetime | None
+    """Since when it gets probes only."""
+    exhausted_at: datetime | None
+    """When a delivery of it first died since it last recovered."""
+    disabled_at: datetime | None
+    disabled_reason: str | None
+    """Why we switched it off."""
     created_at: datetime
     modified_at: datetime
     deleted_at: datetime | None
@@ -151,3 +166,5 @@ class Attempt:
     duration_ms: int
     at: datetime
     """When it began, by the database's clock. The same however often the settle is repeated."""
+    failure: FailureKind | None = None
+    """Why there was no complete answer, if there was none."""

@@ -9,6 +9,7 @@ import time
 import structlog
 
 from outbox.core.buffer import Buffer
+from outbox.daemon.circuits import Circuits
 from outbox.daemon.fetcher import Fetcher
 from outbox.daemon.outage import Outage
 from outbox.daemon.senders import Senders
@@ -36,7 +37,10 @@ class Dispatcher:
         self._stopped = asyncio.Event()
         self._wake = asyncio.Event()
         self._buffer = Buffer(concurrency=settings.concurrency, per_config=settings.max_in_flight_per_config)
-        self._settler = Settler(self._links[1], outage, goal=settings.concurrency // 4, settled=self._note_settled)
+        circuits = Circuits(disable_after=settings.disable_after)
+        self._settler = Settler(
+            self._links[1], outage, circuits, goal=settings.concurrency // 4, settled=self._note_settled
+        )
         self._senders = Senders(
             sender, targets, self._buffer, self._settler, concurrency=settings.concurrency, wake=self._wake
         )
@@ -45,7 +49,8 @@ class Dispatcher:
             targets,
             self._buffer,
             self._settler,
-            outage,
+            outage=outage,
+            circuits=circuits,
             wake=self._wake,
             start_senders=self._senders.start,
             poll_interval=settings.poll_interval,
@@ -112,5 +117,6 @@ class Dispatcher:
     def _note_settled(self, count: int) -> None:
         self._buffer.unsettled -= count
         self._senders.start()
-        if not self._buffer.in_hand and not self._settler.count:
-            self._wake.set()  # --until-empty waits for this moment
+        # --until-empty waits for this moment, and a record in strict order for each.
+        if self._fetcher.has_governed or not (self._buffer.in_hand or self._settler.count):
+            self._wake.set()

@@ -10,10 +10,11 @@ from uuid import UUID
 import psycopg
 
 from outbox.core.buffer import Buffer, Held
+from outbox.daemon.circuits import Circuits
 from outbox.daemon.outage import Outage, Patience
 from outbox.daemon.settler import Settler
 from outbox.daemon.targets import Targets
-from outbox.postgres import queue
+from outbox.postgres import governed, queue
 from outbox.postgres.pool import TRANSIENT, Link
 
 ROUTE_ROWS = 500
@@ -33,6 +34,9 @@ LOW_MARK_LIFE = 2.0
 
 CLAIM_SHARE = 4
 """A claim that took all there was is not repeated before this many times its duration has passed."""
+
+GOVERNED_SHARE = 4
+"""Governed configs may be given one in so many of the free slots by each claim."""
 
 BYTES_IN_HAND = 16_000_000
 """Bytes of records that are claimed ahead at most, by the mean size of the last ones."""
@@ -58,8 +62,9 @@ class Fetcher:
         targets: Targets,
         buffer: Buffer,
         settler: Settler,
-        outage: Outage,
         *,
+        outage: Outage,
+        circuits: Circuits,
         wake: asyncio.Event,
         start_senders: Callable[[], None],
         poll_interval: float,
@@ -70,6 +75,7 @@ class Fetcher:
         self._buffer = buffer
         self._settler = settler
         self._outage = outage
+        self._circuits = circuits
         self._wake = wake
         self._start_senders = start_senders
         self._poll_interval = poll_interval
@@ -83,9 +89,14 @@ class Fetcher:
         self._claim_not_before = 0.0
         self._claim_is_owed = False
         self._recheck_at = 0.0
+        self._governed_not_before = 0.0
+        self._governed_is_owed = False
+        self._is_short_of_tokens = False
         self._record_bytes = float(FIRST_GUESS)
         self._doorbell_is_up = False
         self._stopping = False
+        self.has_governed = False
+        """Whether a config has strict order, a rate limit or an open circuit."""
         self.turned_at = -math.inf
         """When a turn was last completed, on the monotonic clock."""
 
@@ -121,7 +132,7 @@ class Fetcher:
             self.turned_at = time.monotonic()
             if found:
                 continue
-            if until_empty and not self._in_hand:
+            if until_empty and not (self._in_hand or self._governed_is_owed or self._is_short_of_tokens):
                 return
             await self._rest(self._until_next_look())
 
@@ -130,13 +141,16 @@ class Fetcher:
         now = time.monotonic()
         for held in self._buffer.expired(now):
             self._settler.give_back(held.delivery)
-        routed = await self._route(conn, now)
-        claimed = await self._claim(conn)
         if now >= self._recheck_at:
             self._recheck_at = now + RECHECK_SECONDS
             await self._targets.reload(conn, self._buffer.config_ids)
+            await self._circuits.refresh(conn)
+            self.has_governed = await governed.prepare(conn)
+        routed = await self._route(conn, now)
+        governed_claimed = self.has_governed and await self._claim_governed(conn)
+        claimed = await self._claim(conn)
         self._start_senders()
-        return routed or claimed
+        return routed or governed_claimed or claimed
 
     async def _route(self, conn: psycopg.AsyncConnection, now: float) -> bool:
         """Route what was captured; returns whether there is more."""
@@ -180,6 +194,24 @@ class Fetcher:
         # again when he has done half of it: not at once, for the few that were done meanwhile.
         return to_the_last and not from_the_first
 
+    async def _claim_governed(self, conn: psycopg.AsyncConnection) -> bool:
+        """Claim what is due of governed configs; returns whether there was any."""
+        now = time.monotonic()
+        # A share, before the common claim: each must leave something to the other.
+        slots = -(-self._slots() // GOVERNED_SHARE)
+        self._governed_is_owed = slots == 0 or now < self._governed_not_before
+        if self._governed_is_owed:
+            return False
+        rooms, room = self._buffer.rooms(0.0), self._buffer.room
+        found = await governed.claim_governed(conn, slots=slots, room=room, rooms=rooms, lease=self._lease)
+        self._is_short_of_tokens = found.short_of_tokens
+        self._governed_not_before = now + (time.monotonic() - now) * CLAIM_SHARE
+        await self._admit(conn, found, now)
+        self._buffer.note(
+            [each.config_id for each in found.deliveries], rooms=rooms, room=room, all_taken=False, full=self._is_full
+        )
+        return bool(found.deliveries)
+
     async def _look_once_more(self, conn: psycopg.AsyncConnection) -> bool:
         """Before sleeping: raise the doorbell, and look at what came before it was up, or committed out of order."""
         again = False
@@ -187,9 +219,9 @@ class Fetcher:
             again = await queue.raise_doorbell(conn)
             self._doorbell_is_up = True
         if not self._in_hand:
-            again = again or bool(self._low or self._marks) or self._claim_is_owed
+            again = again or bool(self._low or self._marks) or self._claim_is_owed or self._governed_is_owed
             self._forget_low_mark()
-            self._claim_not_before = 0.0
+            self._claim_not_before = self._governed_not_before = 0.0
         return await self._turn(conn) if again else False
 
     async def _admit(self, conn: psycopg.AsyncConnection, claimed: queue.Claimed, clock: float) -> None:
@@ -236,9 +268,12 @@ class Fetcher:
         self._low = 0
 
     def _until_next_look(self) -> float:
-        if self._claim_is_owed and not self._is_full:
-            return min(self._poll_interval, max(0.0, self._claim_not_before - time.monotonic()))
-        return self._poll_interval
+        looks = [self._claim_not_before] if self._claim_is_owed else []
+        if self._governed_is_owed:
+            looks.append(self._governed_not_before)
+        if self._is_full or not looks:
+            return self._poll_interval
+        return min(self._poll_interval, max(0.0, min(looks) - time.monotonic()))
 
     async def _rest(self, seconds: float) -> None:
         try:

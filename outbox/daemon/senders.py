@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import random
 import time
 
 import structlog
@@ -10,8 +11,8 @@ from structlog.typing import FilteringBoundLogger
 from outbox import __version__
 from outbox.core import postback
 from outbox.core.buffer import Buffer, Held
-from outbox.core.model import Answer, Attempt, Failure, FailureKind, Retry
-from outbox.core.outcome import judge
+from outbox.core.model import Answer, Attempt, Failure, FailureKind, PostbackConfig, Retry
+from outbox.core.outcome import Backoff, judge
 from outbox.daemon.settler import Settler
 from outbox.daemon.targets import Target, Targets
 from outbox.http.sender import Sender
@@ -119,6 +120,7 @@ class Senders:
             tries=held.delivery.attempt - held.delivery.attempts_uncounted,
             number_of_attempts=target.config.number_of_attempts,
             attempt_interval=target.config.attempt_interval,
+            backoff=_backoff(target.config),
         )
         attempt = Attempt(
             held.delivery,
@@ -127,10 +129,17 @@ class Senders:
             result.body if isinstance(result, Answer) else b"",
             round(duration * 1000),
             held.claimed_at + dt.timedelta(seconds=started - held.clock),
+            result.kind if isinstance(result, Failure) else None,
         )
         _log_attempt(self._log, attempt)
         self._buffer.unsettled += 1
         self._settler.add(attempt)
+
+
+def _backoff(config: PostbackConfig) -> Backoff | None:
+    if config.backoff == "fixed":
+        return None
+    return Backoff(config.backoff_limit, random.random())  # noqa: S311 - spread, not secrecy
 
 
 def _log_attempt(line: FilteringBoundLogger, attempt: Attempt) -> None:

@@ -11,6 +11,7 @@ import psycopg
 import structlog
 
 from outbox.core.model import Attempt, Dead, Delivery
+from outbox.daemon.circuits import Circuits
 from outbox.daemon.outage import Outage, Patience
 from outbox.postgres import queue
 from outbox.postgres.pool import TRANSIENT, Link
@@ -33,9 +34,12 @@ class Settler:
     `goal`: so many finished tries are settled without waiting for more. `settled` is told how many were.
     """
 
-    def __init__(self, link: Link, outage: Outage, *, goal: int, settled: Callable[[int], None]) -> None:
+    def __init__(
+        self, link: Link, outage: Outage, circuits: Circuits, *, goal: int, settled: Callable[[int], None]
+    ) -> None:
         self._link = link
         self._outage = outage
+        self._circuits = circuits
         self._goal = min(ROWS, max(1, goal))
         self._settled = settled
         self._finished: deque[tuple[float, Attempt]] = deque()
@@ -127,6 +131,7 @@ class Settler:
                 attempt=each.delivery.attempt,
             )
         self._settled(len(batch))
+        await self._circuits.note(conn, batch)
         return len(batch)
 
     async def _release(self, conn: psycopg.AsyncConnection) -> None:

@@ -31,12 +31,19 @@ where deleted_at is null
 order by created_at, id limit %(limit)s
 """).format(columns=_COLUMNS)
 
+# Who switches a config on, again or anew, wants it tried: what is held against it is forgotten.
 _EDIT = sql.SQL("""
+with forgiven as (
+    update outbox.config_state set failures = 0, troubles = 0, failing_since = null
+    where config_id = %(id)s and %(forgives)s
+)
 update outbox.postback_configs
 set {changes}, revision = revision + 1, modified_at = now()
 where id = %(id)s and deleted_at is null
 returning {columns}
 """)
+
+_FORGET_TROUBLES = sql.SQL("disabled_at = null, disabled_reason = null, circuit_opened_at = null")
 
 # A config that is paused already keeps the time since when it is.
 _PAUSE = sql.SQL("""
@@ -138,10 +145,16 @@ async def edit(
     """
     names = _names(changes)
     query = _EDIT.format(
-        changes=sql.SQL(", ").join(sql.SQL("{} = {}").format(sql.Identifier(n), sql.Placeholder(n)) for n in names),
+        changes=sql.SQL(", ").join(
+            [
+                *(sql.SQL("{} = {}").format(sql.Identifier(n), sql.Placeholder(n)) for n in names),
+                *([_FORGET_TROUBLES] if changes.get("is_active") is True else []),
+            ]
+        ),
         columns=_COLUMNS,
     )
-    return await _change(conn, query, config_id, _stored(changes, names, secrets))
+    values = _stored(changes, names, secrets)
+    return await _change(conn, query, config_id, {**values, "forgives": changes.get("is_active") is True})
 
 
 async def pause(conn: AsyncConnection, config_id: UUID) -> PostbackConfig:

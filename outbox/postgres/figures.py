@@ -41,6 +41,10 @@ class ConfigHealth:
     """Without what may be secret in it: user, password, query."""
     is_active: bool
     is_paused: bool
+    circuit_is_open: bool
+    """It failed many times in a row, and gets a probe now and then."""
+    disabled_reason: str | None
+    """Why it was switched off, when it was not by a person."""
     pending: int
     due: int
     dead: int
@@ -61,6 +65,7 @@ with owed as (
     select d.config_id, count(*) as dead from outbox.deliveries as d where d.state = 'dead' group by d.config_id
 ), debt as (
     select c.id, c.location_id, c.resource, c.url, c.is_active, c.paused_at is not null as is_paused,
+        c.circuit_opened_at is not null as circuit_is_open, c.disabled_reason,
         coalesce(o.pending, 0) as pending, coalesce(x.dead, 0) as dead,
         case when c.is_active and c.paused_at is null then coalesce(o.ready, 0) else 0 end as due,
         case when c.is_active and c.paused_at is null then 0 else coalesce(o.pending, 0) end as held,
@@ -90,7 +95,8 @@ from debt
 _HEALTH = """
 select debt.id, debt.location_id, debt.resource,
     regexp_replace(debt.url, '^([^:]+://)(?:[^/?#]*@)?([^?#]*).*$', '\\1\\2') as url,
-    debt.is_active, debt.is_paused, debt.pending, debt.due, debt.dead, debt.oldest_due_s,
+    debt.is_active, debt.is_paused, debt.circuit_is_open, debt.disabled_reason,
+    debt.pending, debt.due, debt.dead, debt.oldest_due_s,
     success.at as last_success_at, failure.at as last_failure_at, failure.error as last_failure
 from debt
 left join lateral (

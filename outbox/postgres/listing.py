@@ -12,7 +12,8 @@ from outbox.postgres.configs import DeletedConfigError, UnknownConfigError
 
 _PLAIN = (
     "location_id", "resource", "product_transaction_id", "url", "on_create", "on_update", "on_delete", "is_active",
-    "format", "number_of_attempts", "attempt_interval", "expands",
+    "format", "number_of_attempts", "attempt_interval", "expands", "backoff", "backoff_limit", "strict_order",
+    "rate_limit",
 )  # fmt: skip
 _SECONDS = sql.SQL("floor(extract(epoch from {}))::bigint")
 _FILTERS: Mapping[str, sql.Composable] = {
@@ -27,6 +28,8 @@ _SORTS: Mapping[str, tuple[sql.Composable, sql.SQL]] = {
     **{name: (sql.SQL("coalesce({}::text, '')").format(sql.Identifier(name)), sql.SQL("text")) for name in _PLAIN},
     "number_of_attempts": (sql.SQL("number_of_attempts::int"), sql.SQL("int")),
     "attempt_interval": (sql.SQL("attempt_interval"), sql.SQL("int")),
+    "backoff_limit": (sql.SQL("backoff_limit"), sql.SQL("int")),
+    "rate_limit": (sql.SQL("coalesce(rate_limit, 0)"), sql.SQL("int")),
     "created_ts": (sql.SQL("created_at"), sql.SQL("timestamptz")),
     "modified_ts": (sql.SQL("modified_at"), sql.SQL("timestamptz")),
 }

@@ -42,10 +42,13 @@ with taken as materialized (
     from named as n
 ), matched as materialized (
     select n.*, c.id as config_id, c.revision,
-        case when c.paused_at is null then row_number() over (partition by c.id order by n.seq) end as place
+        case when c.sends then row_number() over (partition by c.id order by n.seq) end as place,
+        case when c.strict_order <> 'off' then hashtextextended(n.resource_id, 0) end as order_key
     from named as n
     cross join lateral (
-        select c.id, c.revision, c.paused_at from outbox.postback_configs as c
+        -- What a governed config is owed waits for claim_governed, which knows its rules.
+        select c.id, c.revision, c.paused_at is null and not c.governed as sends, c.strict_order
+        from outbox.postback_configs as c
         where c.resource = n.resource and c.is_active and c.deleted_at is null
             and (c.location_id is null or c.location_id = n.location_id)
             and (c.product_transaction_id is null or c.product_transaction_id = n.product_transaction_id)
@@ -59,8 +62,8 @@ with taken as materialized (
         left join unnest(%(busy)s::uuid[], %(rooms)s::integer[]) as b (config_id, room) using (config_id)
     ) as m
 ), owed as (
-    insert into outbox.deliveries (event_id, config_id, event_created_at, attempts, leased, due_at)
-    select r.id, r.config_id, r.created_at, r.leased::integer, r.leased,
+    insert into outbox.deliveries (event_id, config_id, event_created_at, order_key, attempts, leased, due_at)
+    select r.id, r.config_id, r.created_at, r.order_key, r.leased::integer, r.leased,
         now() + case when r.leased then make_interval(secs => %(lease)s) else interval '0' end
     from ranked as r
     order by r.id, r.config_id
@@ -96,7 +99,7 @@ with recursive indebted (config_id) as (
     -- Not a plain join: the planner could begin with the configs, and serve them in another order than the walk's.
     cross join lateral (
         select c.revision from outbox.postback_configs as c
-        where c.id = i.config_id and c.is_active and c.paused_at is null and c.deleted_at is null
+        where c.id = i.config_id and c.is_active and c.paused_at is null and c.deleted_at is null and not c.governed
         offset 0
     ) as c
     cross join lateral (
@@ -150,7 +153,7 @@ with outcome as materialized (
     --
     -- The tempting `and d.state = 'pending'`, which `leased` implies, would let a planner that believes the table empty
     -- take the index of what is due: it would read all that the config owes for each of its deliveries.
-    select o.place, d.event_id, d.config_id, o.outcome, o.reason,
+    select o.place, d.event_id, d.config_id, d.order_key, o.outcome, o.reason,
         o.at + make_interval(secs => o.after + o.duration_ms / 1000.0) as due_at
     from outcome as o join outbox.deliveries as d
         on d.event_id = o.event_id and d.config_id = o.config_id and d.attempts = o.number
@@ -167,6 +170,21 @@ with outcome as materialized (
         died_at = case when h.outcome = 'dead' then now() end
     from held as h
     where d.event_id = h.event_id and d.config_id = h.config_id and h.outcome <> 'delivered'
+), freed as (
+    -- The next change of the same record may go, unless it waits for a retry of its own.
+    update outbox.deliveries as d
+    set due_at = now()
+    from (
+        select h.config_id, (
+            select n.event_id from outbox.deliveries as n
+            where n.config_id = h.config_id and n.order_key = h.order_key and n.state = 'pending'
+                and n.event_id > h.event_id
+            order by n.event_id limit 1
+        ) as event_id
+        from held as h where h.order_key is not null and h.outcome <> 'retry'
+    ) as f
+    where d.event_id = f.event_id and d.config_id = f.config_id and not d.leased
+        and d.attempts = d.attempts_uncounted and d.due_at > now()
 ), logged as (
     insert into outbox.attempts
         (event_id, config_id, number, at, event_created_at, duration_ms, outcome, status, error, answer)

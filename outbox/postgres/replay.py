@@ -55,8 +55,12 @@ from held as h where d.event_id = h.event_id and d.config_id = h.config_id
 # The highest number in the log is the last that was given out: the settle that removed the row logged it with that.
 # The tempting `attempts = 0` would let a late settle of the first try fit the replayed one.
 _OWE_AGAIN = """
-insert into outbox.deliveries (event_id, config_id, event_created_at, attempts, attempts_uncounted)
-select asked.event_id, asked.config_id, asked.created_at, t.number, t.number
+insert into outbox.deliveries (event_id, config_id, event_created_at, attempts, attempts_uncounted, order_key)
+select asked.event_id, asked.config_id, asked.created_at, t.number, t.number, (
+    select hashtextextended(e.resource_id, 0) from outbox.postback_configs as c
+    join outbox.events as e on e.id = asked.event_id and e.created_at = asked.created_at
+    where c.id = asked.config_id and c.strict_order <> 'off'
+)
 from unnest(%(events)s::uuid[], %(configs)s::uuid[], %(created)s::timestamptz[])
     as asked (event_id, config_id, created_at)
 cross join lateral (

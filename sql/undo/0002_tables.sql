@@ -6,6 +6,7 @@ delete from outbox.migrations where version = 2;
 drop function outbox.make_partitions(integer);
 drop table outbox.attempts;
 drop table outbox.deliveries;
+drop table outbox.config_state;
 drop table outbox.postback_configs;
 drop table outbox.events;
 drop table outbox.outbox;

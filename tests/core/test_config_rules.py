@@ -42,6 +42,7 @@ def config(**fields: object) -> PostbackConfig:
     at = datetime(2018, 10, 11, 14, 42, 50, 900_000, tzinfo=UTC)
     stored: dict[str, Any] = {
         **validate(LEAST, min_attempt_interval=300), "id": UUID(int=7), "revision": 3, "paused_at": None,
+        "circuit_opened_at": None, "exhausted_at": None, "disabled_at": None, "disabled_reason": None,
         "created_at": at, "modified_at": at, "deleted_at": None,
         "basic_auth_username": "gAAAAAuser", "basic_auth_password": "gAAAAApassword",
     }  # fmt: skip
@@ -63,7 +64,8 @@ def test_a_create_fills_in_the_defaults_of_the_contract() -> None:
     assert create(LEAST) == {
         **LEAST, "product_transaction_id": None, "on_create": True, "on_update": True, "on_delete": True,
         "is_active": True, "number_of_attempts": 1, "attempt_interval": 300, "basic_auth_username": None,
-        "basic_auth_password": None, "expands": "", "format": "api-default",
+        "basic_auth_password": None, "expands": "", "format": "api-default", "backoff": "fixed",
+        "backoff_limit": 86_400, "strict_order": "off", "rate_limit": None,
     }  # fmt: skip
 
 
@@ -89,7 +91,10 @@ def test_booleans_have_eight_forms_and_no_others(name: str) -> None:
         assert message.startswith(f"{name} must be true or false")
 
 
-@pytest.mark.parametrize(("name", "least", "most"), [("number_of_attempts", 1, 5), ("attempt_interval", 300, 86_400)])
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [("number_of_attempts", 1, 5), ("attempt_interval", 300, 86_400), ("backoff_limit", 1, 86_400)],
+)
 def test_integers_keep_their_limits_and_are_no_floats_or_booleans(name: str, least: int, most: int) -> None:
     """Whole numbers and their decimal strings, limits included."""
     for right in [least, most]:
@@ -141,6 +146,8 @@ def test_strings_are_strings_that_postgres_can_hold(name: str, wrong: object) ->
         ({"expands": None}, {"expands": "expands must be a string of at most 512 characters."}),
         ({"expands": "a,,b"}, {"expands": "expands must be names separated by commas, such as changelogs,tags."}),
         ({"format": "xml"}, {"format": "format must be api-default."}),
+        ({"strict_order": "on"}, {"strict_order": "strict_order must be off or release or hold."}),
+        ({"rate_limit": 0}, {"rate_limit": "rate_limit must be a whole number from 1 to 10000 or null."}),
         (
             {"product_transaction_id": ""},
             {"product_transaction_id": "product_transaction_id must not be empty: a string or null."},
@@ -316,6 +323,8 @@ def test_the_document_has_the_contracts_form_and_no_secret() -> None:
         "id": "00000000-0000-0000-0000-000000000007", "location_id": "23948sdnfia1129i9asf92", "resource": "contact",
         "product_transaction_id": None, "on_create": "1", "on_update": "1", "on_delete": "0",
         "url": "https://a.example/r", "is_active": "1", "paused": "1", "format": "api-default",
-        "number_of_attempts": 1, "attempt_interval": 300, "expands": "",
-        "created_ts": 1539268970, "modified_ts": 1539268970,
+        "number_of_attempts": 1, "attempt_interval": 300, "expands": "", "backoff": "fixed",
+        "backoff_limit": 86_400, "strict_order": "off", "rate_limit": None, "circuit_opened_ts": None,
+        "exhausted_ts": None, "disabled_ts": None, "disabled_reason": None, "created_ts": 1539268970,
+        "modified_ts": 1539268970,
     }  # fmt: skip

@@ -1,0 +1,197 @@
+"""The claim of governed configs: those with strict order, a rate limit or an open circuit. All others are in queue.py.
+
+Apart, so that it costs nothing where there are none, and the common claim stays as simple as it is.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from uuid import UUID
+
+from psycopg import AsyncConnection
+
+from outbox.core.model import Delivery
+from outbox.postgres.circuits import FIRST_PROBE_SECONDS, LONGEST_PROBE_SECONDS
+from outbox.postgres.queue import Claimed
+
+LOOKED_AT = 500
+"""Due deliveries of a config with strict order that one claim looks at, for those whose turn it is."""
+
+PARKED_SECONDS = 60.0
+"""How long a delivery is put off whose record has two changes or more before it. It is due sooner by its turn."""
+
+# Deliveries of a record are in order when each goes only after all earlier ones are gone. "Earlier" is by the event's
+# id, which begins with the seq: two transactions that change one record take turns at its row, so its changes are
+# captured in the order in which they were made. There are two places where an earlier change can be: in
+# `deliveries`, or still in `outbox`, when another daemon has it in an uncommitted route. One snapshot sees it in one of
+# the two for certain. So nothing goes that is not older than all that waits to be routed.
+#
+# What is blocked is parked: due later, or every claim would look at it again. Its turn comes when the settle of the
+# one before it makes it due. The first in line is parked for a second only, because a settle may not have seen it.
+#
+# A rate limit is a bucket of tokens in the config's state, an open circuit a bucket with one token for each
+# probe. The row is locked, so that daemons share the bucket; who does not get it has nothing to do there.
+#
+# `due_at = s.due_at` is the fence: what was seen by the snapshot may be another daemon's, or parked or freed, by now.
+_CLAIM_GOVERNED = """
+with turn as materialized (
+    select c.id, c.revision, c.strict_order, c.rate_limit, c.circuit_opened_at is not null as probing,
+        least(coalesce(b.room, %(room)s), case
+            when c.circuit_opened_at is not null then (s.probe_at <= now())::integer
+            when c.rate_limit is null then %(slots)s
+            else floor(least(c.rate_limit, s.tokens + c.rate_limit * extract(epoch from now() - s.refilled_at)))
+        end)::integer as allowed
+    from outbox.postback_configs as c
+    join outbox.config_state as s on s.config_id = c.id
+    left join unnest(%(busy)s::uuid[], %(rooms)s::integer[]) as b (id, room) on b.id = c.id
+    where c.governed and c.is_active and c.paused_at is null and c.deleted_at is null
+        and exists (
+            select from outbox.deliveries as d where d.state = 'pending' and d.config_id = c.id and d.due_at <= now()
+        )
+    order by c.id
+    for no key update of s skip locked
+), seen as materialized (
+    select t.id as config_id, t.allowed, d.event_id, d.due_at, d.ordered, d.earlier, d.wait_until
+    from turn as t
+    cross join lateral (
+        select d.event_id, d.due_at, t.strict_order <> 'off' and d.order_key is not null as ordered,
+            before.earlier, before.wait_until
+        from (
+            select d.event_id, d.due_at, d.order_key from outbox.deliveries as d
+            where d.state = 'pending' and d.config_id = t.id and d.due_at <= now()
+            order by d.due_at limit case when t.strict_order = 'off' then t.allowed else %(looked_at)s end
+        ) as d
+        cross join lateral (
+            select count(*) as earlier,
+                case
+                    when count(*) > 1 or bool_or(p.dead) then now() + make_interval(secs => %(parked)s)
+                    else greatest(max(p.due_at) filter (where not p.leased), now() + interval '1 second')
+                end as wait_until
+            from (
+                (
+                    select e.due_at, e.leased, false as dead from outbox.deliveries as e
+                    where t.strict_order <> 'off' and e.config_id = t.id and e.order_key = d.order_key
+                        and e.state = 'pending' and e.event_id < d.event_id
+                    order by e.event_id limit 2
+                )
+                union all
+                (
+                    select e.due_at, false, true from outbox.deliveries as e
+                    where t.strict_order = 'hold' and e.config_id = t.id and e.order_key = d.order_key
+                        and e.state = 'dead' and e.event_id < d.event_id
+                    limit 1
+                )
+            ) as p
+        ) as before
+    ) as d
+    where t.allowed > 0
+), chosen as materialized (
+    select f.config_id, f.event_id, f.due_at
+    from (
+        select s.*, row_number() over (partition by s.config_id order by s.due_at, s.event_id) as place
+        from seen as s
+        where s.earlier = 0 and (not s.ordered or s.event_id < coalesce(
+            (
+                select (
+                    lpad(to_hex(min(o.seq) >> 12), 12, '0') || '8' || lpad(to_hex(min(o.seq) & 4095), 3, '0')
+                    || '0000000000000000'
+                )::uuid
+                from outbox.outbox as o
+            ), 'ffffffff-ffff-ffff-ffff-ffffffffffff'
+        ))
+    ) as f
+    where f.place <= f.allowed
+    order by f.place, f.due_at limit %(slots)s
+), picked as materialized (
+    select d.event_id, d.config_id from chosen as s
+    join outbox.deliveries as d on d.event_id = s.event_id and d.config_id = s.config_id
+    where d.state = 'pending' and d.due_at = s.due_at
+    for no key update of d skip locked
+), blocked as materialized (
+    select d.event_id, d.config_id, s.wait_until from seen as s
+    join outbox.deliveries as d on d.event_id = s.event_id and d.config_id = s.config_id
+    where s.earlier > 0 and d.state = 'pending' and d.due_at = s.due_at
+    for no key update of d skip locked
+), parked as (
+    update outbox.deliveries as d set due_at = b.wait_until, leased = false,
+        attempts_uncounted = d.attempts_uncounted + d.leased::integer
+    from blocked as b where d.event_id = b.event_id and d.config_id = b.config_id
+), claimed as (
+    update outbox.deliveries as d
+    set attempts = d.attempts + 1, leased = true, due_at = now() + make_interval(secs => %(lease)s),
+        attempts_uncounted = d.attempts_uncounted + d.leased::integer
+    from picked as p where d.event_id = p.event_id and d.config_id = p.config_id
+    returning d.event_id, d.config_id, d.event_created_at, d.attempts, d.attempts_uncounted
+), spent as (
+    update outbox.config_state as s
+    set tokens = case
+            when t.rate_limit is null then s.tokens
+            else least(t.rate_limit, s.tokens + t.rate_limit * extract(epoch from now() - s.refilled_at)) - n.tries
+        end,
+        refilled_at = now(),
+        probes = s.probes + t.probing::integer,
+        probe_at = case when t.probing then now() + make_interval(
+            secs => least(%(longest_probe)s, %(first_probe)s * 2 ^ least(s.probes, 20))
+        ) else s.probe_at end
+    from (select p.config_id, count(*) as tries from picked as p group by p.config_id) as n
+    join turn as t on t.id = n.config_id
+    where s.config_id = n.config_id
+)
+select now(), (
+        select count(*) > 0 from turn as t where t.rate_limit is not null and not t.probing and t.allowed = 0
+    ) as short_of_tokens,
+    c.event_id, c.config_id, c.attempts, c.attempts_uncounted, c.event_created_at, t.revision, e.type, e.resource,
+    e.data::text
+from (select 1) as one
+left join (claimed as c join turn as t on t.id = c.config_id) on true
+left join lateral (
+    select e.type, e.resource, e.data from outbox.events as e
+    where e.id = c.event_id and e.created_at = c.event_created_at
+) as e on true
+"""
+
+# The rows that a claim locks. One for each config that is governed, and none for the others.
+_PREPARE = """
+with missing as (
+    insert into outbox.config_state (config_id, tokens)
+    select c.id, coalesce(c.rate_limit, 1) from outbox.postback_configs as c
+    where c.governed and c.is_active and c.paused_at is null and c.deleted_at is null
+        and not exists (select from outbox.config_state as s where s.config_id = c.id)
+    on conflict (config_id) do nothing
+)
+select exists (
+    select from outbox.postback_configs as c
+    where c.governed and c.is_active and c.paused_at is null and c.deleted_at is null
+)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Governed(Claimed):
+    """What a claim of governed configs leased to us."""
+
+    short_of_tokens: bool
+    """Whether something is due that only waits for its config's rate limit."""
+
+
+async def prepare(conn: AsyncConnection) -> bool:
+    """Return whether there is a governed config that sends. New ones are made ready to be claimed."""
+    row = await (await conn.execute(_PREPARE.encode())).fetchone()
+    return bool(row and row[0])
+
+
+async def claim_governed(
+    conn: AsyncConnection, *, slots: int, room: int, rooms: Mapping[UUID, int], lease: float
+) -> Governed:
+    """Lease up to `slots` due deliveries of governed configs for `lease` seconds, as their rules allow."""
+    cursor = await conn.execute(
+        _CLAIM_GOVERNED.encode(),
+        {
+            "slots": slots, "room": room, "lease": lease, "busy": list(rooms), "rooms": list(rooms.values()),
+            "looked_at": LOOKED_AT, "parked": PARKED_SECONDS, "first_probe": FIRST_PROBE_SECONDS,
+            "longest_probe": LONGEST_PROBE_SECONDS,
+        },
+        binary=True,
+    )  # fmt: skip
+    found = await cursor.fetchall()
+    now, short_of_tokens = found[0][:2]
+    return Governed([Delivery(*row[2:]) for row in found if row[2] is not None], now, short_of_tokens)

@@ -1,0 +1,275 @@
+"""The claim of governed configs keeps their order, their pace and their circuit, and common ones are not touched."""
+
+import datetime as dt
+from collections.abc import AsyncIterator
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from outbox.core.circuit import Change, Run
+from outbox.core.model import Attempt, Dead, Delivered, Delivery, Outcome, Retry
+from outbox.postgres import circuits, governed, queue
+from outbox.postgres.pool import Link
+from outbox.postgres.replay import replay
+from outbox.postgres.selection import Filter, State
+from tests.daemons import add_config, attach_contacts
+
+URL = "http://127.0.0.1/"
+
+
+@pytest.fixture
+async def aconn(db: str) -> AsyncIterator[psycopg.AsyncConnection]:
+    """A connection set up as the daemon's are."""
+    link = Link(db, "test")
+    yield await link.connection()
+    await link.drop()
+
+
+@pytest.fixture
+def contacts(conn: psycopg.Connection) -> psycopg.Connection:
+    attach_contacts(conn)
+    return conn
+
+
+async def route(conn: psycopg.AsyncConnection, *, rows: int = 1000, slots: int = 100) -> list[Delivery]:
+    return (await queue.route(conn, low=0, rows=rows, slots=slots, room=100, rooms={}, lease=60)).deliveries
+
+
+async def claim(conn: psycopg.AsyncConnection, *, slots: int = 100, room: int = 100) -> list[Delivery]:
+    await governed.prepare(conn)
+    return (await governed.claim_governed(conn, slots=slots, room=room, rooms={}, lease=60)).deliveries
+
+
+async def settle(conn: psycopg.AsyncConnection, delivery: Delivery, outcome: Outcome) -> None:
+    assert not await queue.settle(conn, [Attempt(delivery, outcome, 200, b"", 5, dt.datetime.now(dt.UTC))])
+
+
+def change(conn: psycopg.Connection, *names: str, record: int = 1) -> None:
+    """Make and rename a record, a transaction for each."""
+    for name in names:
+        conn.execute(
+            "insert into contacts (id, name) values (%s, %s) on conflict (id) do update set name = excluded.name",
+            [record, name],
+        )
+
+
+def names(deliveries: list[Delivery]) -> list[str]:
+    return sorted((delivery.data or "").split('"name":"')[1].removesuffix('"}') for delivery in deliveries)
+
+
+async def test_route_and_the_common_claim_leave_governed_configs_alone(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """What they are owed waits, due, for the claim that knows their rules; the others' goes out at once."""
+    for fields in ({"strict_order": "hold"}, {"rate_limit": 5}, {"circuit_opened_at": "now"}):
+        add_config(contacts, URL, **fields)
+    common = add_config(contacts, URL)
+    change(contacts, "a")
+    assert {each.config_id for each in await route(aconn)} == {common}
+    claimed = await queue.claim(aconn, after=UUID(int=0), slots=9, room=9, rooms={}, lease=60)
+    assert claimed.deliveries == []
+    assert len(await claim(aconn)) == 3
+
+
+@pytest.mark.parametrize("field", ["is_active", "paused_at"])
+async def test_what_is_held_is_not_claimed(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection, field: str
+) -> None:
+    """A governed config that is inactive or paused sends nothing."""
+    add_config(contacts, URL, strict_order="release")
+    change(contacts, "a")
+    await route(aconn)
+    await governed.prepare(aconn)
+    value = False if field == "is_active" else "now"
+    contacts.execute(f"update outbox.postback_configs set {field} = %s".encode(), [value])  # noqa: S608 - our own names
+    assert await claim(aconn) == []
+
+
+async def test_the_changes_of_a_record_go_one_after_the_other(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """A later change waits for the end of the earlier one; other records do not wait; each settle frees the next."""
+    add_config(contacts, URL, strict_order="release")
+    change(contacts, "a", "b", "c")
+    change(contacts, "x", record=2)
+    await route(aconn)
+    first = await claim(aconn)
+    assert names(first) == ["a", "x"]
+    assert await claim(aconn) == []
+    one = next(each for each in first if each.data and '"id":1' in each.data)
+    await settle(aconn, one, Retry(0, "status 500"))
+    [again] = await claim(aconn)
+    assert (names([again]), again.attempt) == (["a"], 2)
+    await settle(aconn, again, Delivered())
+    [second] = await claim(aconn)
+    assert (names([second]), second.attempt, second.attempts_uncounted) == (["b"], 1, 0)
+    await settle(aconn, second, Delivered())
+    assert names(await claim(aconn)) == ["c"]
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("release", ["b"]), ("hold", [])])
+async def test_a_dead_change_releases_or_holds(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection, mode: str, expected: list[str]
+) -> None:
+    """As the config says; where it holds, a replay of the dead one sets the record going again."""
+    add_config(contacts, URL, strict_order=mode)
+    change(contacts, "a", "b")
+    await route(aconn)
+    [dead] = await claim(aconn)
+    await settle(aconn, dead, Dead("status 500"))
+    assert names(await claim(aconn)) == expected
+    if mode == "hold":
+        assert await replay(aconn, Filter(states=[State.DEAD])) == 1
+        [revived] = await claim(aconn)
+        assert names([revived]) == ["a"]
+        await settle(aconn, revived, Delivered())
+        assert names(await claim(aconn)) == ["b"]
+
+
+async def test_a_replayed_delivery_goes_before_what_is_owed_of_its_record(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """What was delivered and is replayed has its place in the order as the first time."""
+    add_config(contacts, URL, strict_order="release")
+    change(contacts, "a")
+    await route(aconn)
+    [first] = await claim(aconn)
+    await settle(aconn, first, Delivered())
+    assert await replay(aconn, Filter(states=[State.DELIVERED])) == 1
+    change(contacts, "b")
+    await route(aconn)
+    assert names(await claim(aconn)) == ["a"]
+
+
+async def test_nothing_goes_before_what_another_daemon_is_routing(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection, db: str
+) -> None:
+    """An earlier change that is in an uncommitted route of another daemon is neither owed nor gone: it holds."""
+    add_config(contacts, URL, strict_order="release")
+    change(contacts, "a", "b")
+    link = Link(db, "other")
+    other = await link.connection()
+    async with other.transaction():
+        await route(other, rows=1)
+        await route(aconn)
+        assert contacts.execute("select count(*) from outbox.deliveries").fetchone() == (1,)
+        assert await claim(aconn) == []
+    assert names(await claim(aconn)) == ["a"]
+    await link.drop()
+
+
+async def test_what_is_blocked_is_not_read_again_at_each_claim(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """A long line behind one record is put off, and still goes out in its order, each when its turn comes."""
+    add_config(contacts, URL, strict_order="release")
+    change(contacts, *(f"{n:02}" for n in range(20)))
+    await route(aconn)
+    [head] = await claim(aconn)
+    due = "select count(*) from outbox.deliveries where due_at <= now()"
+    assert contacts.execute(due).fetchone() == (0,)
+    sent = []
+    while True:
+        sent += names([head])
+        await settle(aconn, head, Delivered())
+        following = await claim(aconn)
+        if not following:
+            break
+        [head] = following
+    assert sent == [f"{n:02}" for n in range(20)]
+
+
+async def test_a_dead_daemons_delivery_still_holds_its_record(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """Its outcome is unknown: it is repeated, at no cost to its budget, before anything that follows it."""
+    add_config(contacts, URL, strict_order="release")
+    change(contacts, "a", "b")
+    await route(aconn)
+    await claim(aconn)
+    contacts.execute("update outbox.deliveries set due_at = now()")
+    [again] = await claim(aconn)
+    assert (names([again]), again.attempt, again.attempts_uncounted) == (["a"], 2, 1)
+
+
+async def test_a_rate_limit_holds_over_all_daemons(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection, db: str
+) -> None:
+    """There is one bucket: what a daemon took, no other can take; it fills with time and holds a second's worth."""
+    add_config(contacts, URL, rate_limit=3)
+    contacts.execute("insert into contacts (id) select i from generate_series(1, 50) as i")
+    await route(aconn)
+    await governed.prepare(aconn)
+    # So far in the future that nothing is refilled while the test runs.
+    stop_the_clock = "update outbox.config_state set refilled_at = now() + interval '1 hour', tokens = 3 + 3 * 3600"
+    contacts.execute(stop_the_clock)
+    link = Link(db, "other")
+    other = await link.connection()
+    assert len(await claim(aconn, room=2)) == 2
+    contacts.execute("update outbox.config_state set refilled_at = now() + interval '1 hour', tokens = tokens + 10800")
+    assert len(await claim(other)) == 1
+    contacts.execute("update outbox.config_state set refilled_at = now() + interval '1 hour', tokens = tokens + 10800")
+    held_back = await governed.claim_governed(aconn, slots=9, room=9, rooms={}, lease=60)
+    assert (held_back.deliveries, held_back.short_of_tokens) == ([], True)
+    contacts.execute("update outbox.config_state set refilled_at = now() - interval '1 hour', tokens = 0")
+    assert len(await claim(aconn)) == 3
+    await link.drop()
+
+
+async def test_an_open_circuit_lets_a_probe_through_now_and_then(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """One delivery each time, and each wait for the next is longer; nothing else is tried or counted."""
+    config = add_config(contacts, URL)
+    contacts.execute("insert into contacts (id) select i from generate_series(1, 50) as i")
+    await route(aconn, slots=0)
+    await circuits.note(aconn, {config: Run(failures=40, troubles=40, reason="status 503")})
+    assert await circuits.make(aconn, config, Change.OPENED, "status 503")
+    assert not await circuits.make(aconn, config, Change.OPENED, "status 503")
+    assert await claim(aconn) == []
+    waits = []
+    for _ in range(8):
+        contacts.execute("update outbox.config_state set probe_at = now()")
+        assert len(await claim(aconn)) == 1
+        assert await claim(aconn) == []
+        row = contacts.execute("select round(extract(epoch from probe_at - now())) from outbox.config_state").fetchone()
+        waits.append(int((row or [0])[0]))
+    assert waits == [5, 10, 20, 40, 80, 160, 300, 300]
+    assert contacts.execute("select count(*) from outbox.deliveries where attempts = 0").fetchone() == (42,)
+
+
+async def test_each_change_is_an_event_once(contacts: psycopg.Connection, aconn: psycopg.AsyncConnection) -> None:
+    """However many daemons see the reason, one makes the change, and the outbox has one row for it."""
+    config = add_config(contacts, URL)
+    for change_ in (Change.EXHAUSTED, Change.OPENED, Change.CLOSED, Change.RECOVERED, Change.DISABLED):
+        assert await circuits.make(aconn, config, change_, "status 503")
+        assert not await circuits.make(aconn, config, change_, "status 503")
+    rows = contacts.execute(
+        "select type, resource, resource_id, location_id, data ->> 'change', data ->> 'is_active' from outbox.outbox"
+    ).fetchall()
+    assert rows == [
+        ("UPDATE", "postbackconfig", str(config), "L", change_, active)
+        for change_, active in [
+            ("exhausted", "true"), ("opened", "true"), ("closed", "true"), ("recovered", "true"), ("disabled", "false"),
+        ]
+    ]  # fmt: skip
+    stored = contacts.execute("select is_active, disabled_reason from outbox.postback_configs").fetchone()
+    assert stored == (False, "status 503")
+
+
+async def test_failures_are_counted_until_a_success(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """Over batches and daemons; a success forgets them, and a config that never failed gets no row."""
+    sick, healthy = add_config(contacts, URL), add_config(contacts, URL)
+    for expected in (2, 4):
+        found = await circuits.note(aconn, {sick: Run(failures=2, troubles=1), healthy: Run(succeeded=True)})
+        assert (found[sick].failures, found[sick].troubles) == (expected, expected // 2)
+        assert (found[healthy].failures, found[healthy].failing_seconds) == (0, 0.0)
+    assert await circuits.failing(aconn) == {sick}
+    after = await circuits.note(aconn, {sick: Run(succeeded=True, failures=1)})
+    assert (after[sick].failures, after[sick].troubles) == (1, 0)
+    await circuits.note(aconn, {sick: Run(succeeded=True)})
+    assert await circuits.failing(aconn) == set()
+    assert contacts.execute("select config_id, failures from outbox.config_state").fetchall() == [(sick, 0)]
