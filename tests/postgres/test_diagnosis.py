@@ -182,6 +182,14 @@ async def test_a_server_that_forgets_is_a_warning(other_server: EmbeddedPostgres
         assert len(await server.durability(conn)) == 2
 
 
+async def test_a_table_of_ours_that_is_unlogged_is_a_problem(aconn: psycopg.AsyncConnection) -> None:
+    """A crash would empty it, and what was captured with it."""
+    async with aconn.transaction(force_rollback=True):
+        await aconn.execute("alter table outbox.outbox set unlogged")
+        found = (await server.durability(aconn))[-1]
+    assert (found.level, found.advice) == (PROBLEM, "alter table outbox.outbox set logged;")
+
+
 @pytest.mark.parametrize(
     ("off", "level", "word"),
     [(0.0, OK, "apart"), (10.0, WARNING, "behind"), (-10.0, WARNING, "ahead"), (400.0, PROBLEM, "behind")],

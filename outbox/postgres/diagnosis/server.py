@@ -166,7 +166,12 @@ async def connections(conn: AsyncConnection, *, workers: int) -> list[Finding]:
 
 _DURABILITY = """
 select current_setting('fsync') as fsync, current_setting('full_page_writes') as full_page_writes,
-    current_setting('synchronous_commit') as synchronous_commit
+    current_setting('synchronous_commit') as synchronous_commit,
+    array(
+        select c.relname::text from pg_class as c
+        join pg_namespace as s on s.oid = c.relnamespace and s.nspname = 'outbox'
+        where c.relkind in ('r', 'p') and c.relpersistence = 'u' order by c.relname
+    ) as unlogged
 """
 _UNSAFE = {
     "fsync": "a crash of the machine can destroy the whole database",
@@ -183,6 +188,13 @@ async def durability(conn: AsyncConnection) -> list[Finding]:
         for name, harm in _UNSAFE.items()
         if values[name] == "off"
     ]
+    found += [
+        Finding(
+            "durability", PROBLEM, f"outbox.{name} is unlogged: a crash of the server empties it.",
+            f"alter table outbox.{name} set logged;",
+        )
+        for name in values["unlogged"]
+    ]  # fmt: skip
     return found or [Finding("durability", OK, "What was committed survives a crash.")]
 
 
