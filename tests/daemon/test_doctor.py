@@ -68,6 +68,20 @@ async def test_a_check_that_fails_stops_no_other(db: str, conn: psycopg.Connecti
     assert list(dict.fromkeys(each.check for each in found)) == [check.name for check in doctor.CHECKS]
 
 
+async def test_a_connection_that_is_lost_costs_one_check(db: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one is made on a new connection."""
+
+    async def dies(patient: doctor.Patient) -> list[Finding]:
+        await patient.db.execute("select pg_terminate_backend(pg_backend_pid())")
+        return []
+
+    lost = doctor.Check("lost", doctor.Needs.DATABASE, dies)
+    monkeypatch.setattr(doctor, "CHECKS", (lost, *doctor.CHECKS))
+    found = await doctor.examine(Settings(dsn=db))
+    assert [each.check for each in found if "Could not be checked" in each.message] == ["lost"]
+    assert list(dict.fromkeys(each.check for each in found)) == [check.name for check in doctor.CHECKS]
+
+
 async def test_without_a_database_the_other_checks_are_made() -> None:
     """That it can not be reached is told once."""
     found = await doctor.examine(Settings(dsn="postgresql://127.0.0.1:1/nowhere"))

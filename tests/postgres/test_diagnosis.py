@@ -542,6 +542,20 @@ async def test_an_old_transaction_is_named(db: str, aconn: psycopg.AsyncConnecti
         assert only(await vacuum.xmin(aconn, warning=0, problem=0)).level is PROBLEM
 
 
+async def test_what_is_hidden_from_the_role_is_told(db: str, conn: psycopg.Connection) -> None:
+    """Others' transactions would look like none; with the right that is advised they are seen."""
+    with role(conn, db) as (_, dsn), psycopg.connect(db) as other:
+        other.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        other.execute("select 1")
+        async with await on(dsn) as guest:
+            found = only(await vacuum.xmin(guest, warning=0))
+            assert (found.level, "is hidden from role" in found.message) == (WARNING, True)
+            assert "hidden" in only(await vacuum.autovacuum(guest)).message
+            conn.execute((found.advice or "").encode())
+            found = only(await vacuum.xmin(guest, warning=0))
+            assert f"Backend {other.info.backend_pid} " in found.message
+
+
 async def test_prepared_transactions_and_slots_are_named(other_server: EmbeddedPostgres) -> None:
     """Both hold dead rows with no session that could be seen."""
     with fresh_database(other_server.dsn) as dsn:

@@ -129,38 +129,51 @@ async def daemons(conn: AsyncConnection, *, application_name: str | None, wait: 
 
 FAILING = 10
 """Tries in a row that failed, from which on a config is called failing."""
+_DAYS = 7
+"""Within which they failed."""
 _COUNTED = 10_000
+_READ = 1000
 _SHOWN = 10
 
-# Each probe is bounded: the last success and the failures since are the ends of two indexes, the debt of a held
-# config is counted no further than can be of interest.
+# Each probe is bounded. A config fails when no success came after the tenth last failure, so most cost one probe of a
+# few days' partitions. The tempting "last success, and how many failures since" opens every day of the history for
+# every config. A condition of a lateral join stands inside it: in its ON it would be asked after all was counted.
 _CONFIGS = """
 select c.id, c.resource, c.is_active, c.paused_at,
-    regexp_replace(c.url, '^([^:]+://)(?:[^/?#]*@)?([^?#]*).*$', '\\1\\2') as url,
-    owed.count as owed, failed.count as failed, success.at as success_at, last.error
+    regexp_replace(c.url, '^([^:]+://)(?:[^/?#]*@)?([^?#]*).*$', '\\1\\2') as url, owed.count as owed,
+    (
+        select a.at from outbox.attempts as a
+        where a.config_id = c.id and a.outcome = 'delivered' order by a.at desc limit 1
+    ) as success_at,
+    (
+        select a.error from outbox.attempts as a
+        where a.config_id = c.id and a.outcome <> 'delivered' order by a.at desc limit 1
+    ) as error
 from outbox.postback_configs as c
-left join lateral (
+cross join lateral (
     select count(*)::int as count from (
-        select from outbox.deliveries as d where d.state = 'pending' and d.config_id = c.id limit %(most)s
+        select from outbox.deliveries as d
+        where d.state = 'pending' and d.config_id = c.id and (not c.is_active or c.paused_at is not null)
+        limit %(most)s
     ) as d
-) as owed on not c.is_active or c.paused_at is not null
+) as owed
 left join lateral (
     select a.at from outbox.attempts as a
-    where a.config_id = c.id and a.outcome = 'delivered' order by a.at desc limit 1
-) as success on c.is_active
-left join lateral (
-    select count(*)::int as count from (
-        select from outbox.attempts as a
-        where a.config_id = c.id and a.outcome <> 'delivered' and a.at > coalesce(success.at, '-infinity')
-        limit %(failing)s
-    ) as a
-) as failed on c.is_active
-left join lateral (
-    select a.error from outbox.attempts as a
-    where a.config_id = c.id and a.outcome <> 'delivered' order by a.at desc limit 1
-) as last on failed.count >= %(failing)s
-where c.deleted_at is null and (owed.count > 0 or failed.count >= %(failing)s)
+    where a.config_id = c.id and a.outcome <> 'delivered' and c.is_active
+        and a.at between now() - make_interval(days => %(days)s) and now() + interval '1 day'
+    order by a.at desc limit 1 offset %(failing)s::int - 1
+) as failed on true
+where c.deleted_at is null and (
+    owed.count > 0 or (
+        failed.at is not null and not exists (
+            select from outbox.attempts as a
+            where a.config_id = c.id and a.outcome = 'delivered' and a.at >= failed.at
+                and a.at <= now() + interval '1 day'
+        )
+    )
+)
 order by c.created_at, c.id
+limit %(shown)s
 """
 _RESOURCES = """
 select c.resource, count(*)::int as configs from outbox.postback_configs as c
@@ -178,7 +191,8 @@ group by c.resource order by c.resource
 async def configs(conn: AsyncConnection, *, failing: int = FAILING) -> list[Finding]:
     """Which configs only fail, hold back a debt, or watch what nobody captures."""
     held, failed = [], []
-    for row in await rows(conn, _CONFIGS, {"most": _COUNTED, "failing": failing}):
+    asked = {"most": _COUNTED, "failing": failing, "days": _DAYS, "shown": _READ}
+    for row in await rows(conn, _CONFIGS, asked):
         name = f"{row['id']} ({row['url']})"
         if row["owed"]:
             count = f"{row['owed']} or more" if row["owed"] == _COUNTED else str(row["owed"])
@@ -189,7 +203,7 @@ async def configs(conn: AsyncConnection, *, failing: int = FAILING) -> list[Find
                 else f"outbox config edit {row['id']} --is-active"
             )
             held.append(Finding("configs", WARNING, f"{name} is {state}; deliveries owed: {count}.", advice))
-        elif row["failed"]:
+        else:
             since = f"since {row['success_at']:%Y-%m-%d %H:%M %Z}" if row["success_at"] else "ever"
             said = f"{name} acknowledged nothing {since}; its last try failed: {row['error'] or 'no reason kept'}."
             advice = f"outbox config test {row['id']}; outbox config pause {row['id']} keeps its tries"

@@ -242,7 +242,8 @@ async def listening(dsn: str, *, poll_interval: float, wait: float = 2.0) -> lis
                 "listen", WARNING,
                 "Notifications do not arrive (PgBouncer in transaction mode drops them): "
                 f"polling carries on every OUTBOX_POLL_INTERVAL, {poll_interval:g} s.",
-                "To be woken at once, name the server itself or a session pool in the daemon's OUTBOX_DSN.",
+                "Name the server itself, or a pool in session mode, in the daemon's OUTBOX_DSN: its sessions also keep "
+                "settings and prepared statements, which such a pooler gives to others.",
             )
         ]  # fmt: skip
     finally:

@@ -31,6 +31,10 @@ where (a.backend_xmin is not null or a.backend_xid is not null) and a.pid <> pg_
     and a.backend_type is distinct from 'autovacuum worker'
 order by xids desc
 """
+# Without this right the server hides other roles' times and states, and their transactions would look like none.
+_SEES_ALL = """
+select pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') as sees_all, quote_ident(current_user) as role
+"""
 _PREPARED = """
 select p.gid, p.owner, p.prepared as since,
     extract(epoch from clock_timestamp() - p.prepared)::float8 as seconds
@@ -73,6 +77,14 @@ async def xmin(
     found = _shown(found)
     for row in await rows(conn, _SLOTS):
         found += _slot(row, xids)
+    [right] = await rows(conn, _SEES_ALL)
+    if not right["sees_all"]:
+        found.append(
+            Finding(
+                "xmin", WARNING, f"How long others' transactions are open is hidden from role {right['role']}.",
+                f"grant pg_read_all_stats to {right['role']};",
+            )
+        )  # fmt: skip
     return found or [Finding("xmin", OK, "No old transaction keeps dead rows from the vacuum.")]
 
 
@@ -149,7 +161,9 @@ async def dead_rows(conn: AsyncConnection, *, warning: int = DEAD_WARNING) -> li
 _AUTOVACUUM = """
 select current_setting('autovacuum') as autovacuum, current_setting('track_counts') as track_counts,
     current_setting('autovacuum_max_workers')::int as workers,
-    (select count(*) from pg_stat_activity as a where a.backend_type = 'autovacuum worker')::int as busy,
+    case when pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') then (
+        select count(*) from pg_stat_activity as a where a.backend_type = 'autovacuum worker'
+    )::int end as busy,
     array(
         select c.relname::text from pg_class as c
         join pg_namespace as s on s.oid = c.relnamespace and s.nspname = 'outbox'
@@ -177,7 +191,7 @@ async def autovacuum(conn: AsyncConnection) -> list[Finding]:
         )
         for name in row["switched_off"]
     ]  # fmt: skip
-    if row["busy"] >= row["workers"]:
+    if row["busy"] is not None and row["busy"] >= row["workers"]:
         found.append(
             Finding(
                 "autovacuum", WARNING,
@@ -185,4 +199,5 @@ async def autovacuum(conn: AsyncConnection) -> list[Finding]:
                 "If it stays so: more workers, or a higher autovacuum_vacuum_cost_limit.",
             )
         )  # fmt: skip
-    return found or [Finding("autovacuum", OK, f"On; {row['busy']} of {row['workers']} workers are busy.")]
+    busy = "how many (hidden from this role)" if row["busy"] is None else row["busy"]
+    return found or [Finding("autovacuum", OK, f"On; busy workers: {busy} of {row['workers']}.")]
