@@ -462,8 +462,26 @@ async def test_a_serializer_that_the_owner_may_not_run_is_a_problem(every_postgr
             assert (found.level, "may not run shop.short" in found.message) == (PROBLEM, True)
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 conn.execute("insert into shop.contacts values (1)")
-            conn.execute(f'grant usage on schema shop to "{name}"'.encode())
+            conn.execute((found.advice or "").encode())
             assert only(await capture.capture(aconn)).level is OK
+            conn.execute("revoke execute on function shop.short(shop.contacts) from public")
+            found = only(await capture.capture(aconn))
+            conn.execute((found.advice or "").encode())
+            assert only(await capture.capture(aconn)).level is OK
+
+
+async def test_a_trigger_function_of_an_owner_without_rights_is_a_problem(
+    db: str, aconn: psycopg.AsyncConnection, contacts: psycopg.Connection
+) -> None:
+    """It runs as its owner; to attach again gives it to the owner of the outbox."""
+    with role(contacts, db) as (name, _):
+        contacts.execute(f'alter function outbox.capture_contacts() owner to "{name}"'.encode())
+        found = only(await capture.capture(aconn))
+        assert (found.level, f'"{name}", who owns its trigger function' in found.message) == (PROBLEM, True)
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            contacts.execute("insert into contacts values (1, 'x')")
+        outbox(db, *shlex.split(found.advice or "")[1:])
+        assert only(await capture.capture(aconn)).level is OK
 
 
 async def test_a_table_that_was_altered_is_a_warning_until_it_is_attached_again(

@@ -51,7 +51,7 @@ with attached as (
     where w.name is not null
 )
 select d.relation::regclass::text as relation, d.triggers, d.disabled, d.replica_only, d.options,
-    pg_get_userbyid(d.owner) as owner, c.relkind = 'p' as is_partitioned, c.relispartition as is_partition,
+    quote_ident(pg_get_userbyid(d.owner)) as owner, c.relkind = 'p' as is_partitioned, c.relispartition as is_partition,
     array(
         select distinct w.name from wanted as w
         where w.relation = d.relation and w.function = d.function
@@ -61,11 +61,13 @@ select d.relation::regclass::text as relation, d.triggers, d.disabled, d.replica
             )
         order by w.name
     ) as gone,
+    -- The function runs as its owner, and the tables can have been given to another since.
+    has_schema_privilege(d.owner, o.relnamespace, 'USAGE') and has_table_privilege(d.owner, o.oid, 'INSERT')
+        and has_sequence_privilege(d.owner, b.oid, 'SELECT') and has_sequence_privilege(d.owner, b.oid, 'UPDATE')
+        as writes,
     f.oid is not null as has_serializer,
-    coalesce(
-        has_function_privilege(d.owner, f.oid, 'EXECUTE') and has_schema_privilege(d.owner, f.pronamespace, 'USAGE'),
-        true
-    ) as runs_serializer,
+    f.signature, f.schema, coalesce(has_function_privilege(d.owner, f.oid, 'EXECUTE'), true) as executes,
+    coalesce(has_schema_privilege(d.owner, f.pronamespace, 'USAGE'), true) as enters,
     array(
         select (
             a.attname
@@ -91,8 +93,13 @@ select d.relation::regclass::text as relation, d.triggers, d.disabled, d.replica
     ) as unattached
 from described as d
 join pg_class as c on c.oid = d.relation
+join pg_namespace as s on s.nspname = 'outbox'
+join pg_class as o on o.relnamespace = s.oid and o.relname = 'outbox'
+join pg_class as b on b.relnamespace = s.oid and b.relname = 'doorbell'
 left join lateral (
-    select p.oid, p.pronamespace, p.proargtypes from pg_proc as p
+    select p.oid, p.pronamespace, p.proargtypes, p.oid::regprocedure::text as signature,
+        quote_ident(s.nspname) as schema
+    from pg_proc as p
     join pg_namespace as s on s.oid = p.pronamespace
     join pg_type as y on y.oid = p.proargtypes[0] and y.typtype = 'c'
     where array[s.nspname::text, p.proname::text] = parse_ident(d.options ->> 'serializer') and p.pronargs = 1
@@ -146,37 +153,48 @@ async def capture(conn: AsyncConnection) -> list[Finding]:
 
 def _table(table: dict[str, Any]) -> list[Finding]:
     name, again = table["relation"], _attach_again(table["relation"], table["options"])
-    found = []
+    faults = _function(table, again)
+    found = [*_triggers(table, again), *(faults or _shape(table, again))]
+    if table["unattached"]:
+        said = f"{name}: what is written to {and_more(table['unattached'])} by name is not captured (attached later)."
+        found.append(Finding("capture", WARNING, said, again))
+    return found
+
+
+def _triggers(table: dict[str, Any], again: str) -> list[Finding]:
+    name, found = table["relation"], []
     for trigger in _ALL:
         change = trigger.removeprefix("outbox_")
         fix = f"alter table {name} enable trigger {trigger};"
         if trigger not in table["triggers"]:
-            found.append(
-                Finding("capture", PROBLEM, f"{name} has no trigger {trigger}: no {change} is captured.", again)
-            )
+            said = f"{name} has no trigger {trigger}: no {change} is captured."
+            found.append(Finding("capture", PROBLEM, said, again))
         elif trigger in table["disabled"]:
             found.append(Finding("capture", PROBLEM, f"{name}: {trigger} is disabled: no {change} is captured.", fix))
         elif trigger in table["replica_only"]:
             said = f"{name}: {trigger} fires for replicated rows only: no {change} of an application is captured."
             found.append(Finding("capture", PROBLEM, said, fix))
-    if table["gone"]:
-        said = f"{name} has no column {and_more(table['gone'])}, which its triggers use: the application's writes fail."
-        found.append(Finding("capture", PROBLEM, said, _attach_again(name, table["options"], without=table["gone"])))
-    serializer = table["options"].get("serializer")
-    if serializer and not table["has_serializer"]:
-        said = f"{name}: its serializer {serializer} does not exist any more: the application's writes fail."
-        found.append(Finding("capture", PROBLEM, said, f"Create it again, or attach with another: {again}"))
-    elif not table["runs_serializer"]:
-        said = (
-            f"{name}: {table['owner']}, who owns the outbox, may not run {serializer}: the application's writes fail."
-        )
-        found.append(Finding("capture", PROBLEM, said, f"grant execute on function {serializer} to {table['owner']};"))
-    elif not table["gone"]:
-        found += _shape(table, again)
-    if table["unattached"]:
-        said = f"{name}: what is written to {and_more(table['unattached'])} by name is not captured (attached later)."
-        found.append(Finding("capture", WARNING, said, again))
     return found
+
+
+def _function(table: dict[str, Any], again: str) -> list[Finding]:
+    """Return what makes the trigger function fail, and with it the application's writes."""
+    name, owner, serializer = table["relation"], table["owner"], table["options"].get("serializer")
+    faults = []
+    if table["gone"]:
+        without = _attach_again(name, table["options"], without=table["gone"])
+        faults.append((f"{name} has no column {and_more(table['gone'])}, which its triggers use", without))
+    if not table["writes"]:
+        faults.append((f"{name}: {owner}, who owns its trigger function, may not write to outbox.outbox", again))
+    if serializer and not table["has_serializer"]:
+        advice = f"Create it again, or attach with another: {again}"
+        faults.append((f"{name}: its serializer {serializer} does not exist any more", advice))
+    elif not (table["enters"] and table["executes"]):
+        right = (
+            f"usage on schema {table['schema']}" if table["executes"] else f"execute on function {table['signature']}"
+        )
+        faults.append((f"{name}: {owner}, who owns the outbox, may not run {serializer}", f"grant {right} to {owner};"))
+    return [Finding("capture", PROBLEM, f"{said}: the application's writes fail.", advice) for said, advice in faults]
 
 
 def _shape(table: dict[str, Any], again: str) -> list[Finding]:
