@@ -18,10 +18,12 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from outbox.core.finding import OK, PROBLEM, WARNING, Finding
 from outbox.core.model import Dead, Delivered
+from outbox.daemon import doctor
 from outbox.demo.embedded import EmbeddedPostgres, embedded_binaries
 from outbox.errors import OutboxError
 from outbox.postgres.diagnosis import capture, privileges, queue, server, vacuum
 from outbox.postgres.pool import Link
+from outbox.settings import Settings
 from tests import daemons
 from tests.servers import chosen_binaries, fresh_database
 from tests.tried import add_config, attach_contacts, outbox, route, try_all
@@ -301,6 +303,20 @@ async def test_what_the_daemon_may_not_do_is_named_with_its_grant(db: str, conn:
             assert only(await privileges.privileges(guest)).level is OK
         assert await daemons.until_empty(dsn) == 0
     assert conn.execute("select count(*) from outbox.attempts").fetchone() == (1,)
+
+
+async def test_the_daemons_role_sees_all_but_two_things(db: str, conn: psycopg.Connection) -> None:
+    """README.md says which, and with which two rights it sees them too."""
+    with role(conn, db) as (name, dsn):
+        async with await on(dsn) as guest:
+            for each in await privileges.privileges(guest):
+                conn.execute((each.advice or "").encode())
+        found = await doctor.examine(Settings(dsn=dsn))
+        blind = [each for each in found if "Could not be checked" in each.message or "is hidden" in each.message]
+        assert [(each.check, each.level) for each in blind] == [("xmin", WARNING), ("configs", WARNING)]
+        conn.execute(f'grant pg_read_all_stats to "{name}"; grant select on outbox.attempts to "{name}"'.encode())
+        found = await doctor.examine(Settings(dsn=dsn))
+    assert {each.check for each in found if each.level is not OK} <= {"capture", "daemons", "durability"}
 
 
 @pytest.mark.parametrize(
