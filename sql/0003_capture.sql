@@ -3,7 +3,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (3, 'capture', '123aff411fdf010760c90299955c28dbbcf87badb38137e676134a48378d1b0a');
+values (3, 'capture', 'ca2233c4a10f5c9c802516c6821b4176809af3c8d49db2fa4d18d65ec4a7eec9');
 
 -- The doorbell. 2: a daemon sleeps and wants to be woken; 1: nobody does. NOTIFY takes a lock that makes all
 -- committing transactions of the database queue, so a trigger notifies only for a sleeping daemon. A sequence,
@@ -431,7 +431,14 @@ begin
         function_name,
         json_build_object(
             'resource', attach.resource, 'key', array_to_string(key_columns, ','), 'location', location,
-            'product_transaction', product_transaction, 'serializer', attach.serializer::regproc::text
+            'product_transaction', product_transaction, 'serializer', attach.serializer::regproc::text,
+            -- What the body was made for, so that `outbox doctor` sees when a table has moved away from it.
+            'identity', (
+                select json_agg(a.attname order by n)
+                from unnest(identity_columns) with ordinality as u (k, n)
+                join pg_attribute a on a.attrelid = attach.relation and a.attnum = u.k
+            ),
+            'shape', to_json(columns_of_shape)
         )
     );
     -- It runs as the owner of the outbox, whoever attaches, and that is never more than the outbox needs.

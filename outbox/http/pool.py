@@ -15,7 +15,7 @@ import aiohappyeyeballs
 
 from outbox.http.connection import Connection
 from outbox.http.guard import verdict
-from outbox.http.resolver import Resolver
+from outbox.http.resolver import AddressInfo, Resolver
 from outbox.settings import Network
 
 KEEP_ALIVE = 15.0
@@ -27,6 +27,16 @@ _NEXT_ADDRESS = 0.25  # seconds that an address has to itself before the next on
 
 class ForbiddenAddressError(Exception):
     """None of the host's addresses may be posted to; the message says why."""
+
+
+def permitted(addresses: Sequence[AddressInfo], allowed: Sequence[Network]) -> list[AddressInfo]:
+    """Return those of a host's addresses that may be posted to; ForbiddenAddressError when there is none."""
+    refusals = {str(each[4][0]): verdict(str(each[4][0]), allowed) for each in addresses}
+    found = [each for each in addresses if refusals[str(each[4][0])] is None]
+    if not found:
+        address, reason = next(iter(refusals.items()))
+        raise ForbiddenAddressError(f"{address} is {reason}, and no allowed network has it")
+    return found
 
 
 class Endpoint(NamedTuple):
@@ -75,11 +85,7 @@ class Pool:
         """Open a connection; ForbiddenAddressError, OSError (socket.gaierror, ssl.SSLError) or UnicodeError."""
         loop = asyncio.get_running_loop()
         addresses = await self._resolver.addresses(endpoint.host, endpoint.port)
-        refusals = {str(each[4][0]): verdict(str(each[4][0]), self._allowed) for each in addresses}
-        allowed = [each for each in addresses if refusals[str(each[4][0])] is None]
-        if not allowed:
-            address, reason = next(iter(refusals.items()))
-            raise ForbiddenAddressError(f"{address} is {reason}, and no allowed network has it")
+        allowed = permitted(addresses, self._allowed)
         connected = await aiohappyeyeballs.start_connection(allowed, happy_eyeballs_delay=_NEXT_ADDRESS)
         try:
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

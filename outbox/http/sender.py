@@ -181,6 +181,12 @@ def _target(url: str) -> _Target | None:
     return _Target(Endpoint(parsed.scheme == "https", host, port), head)
 
 
+def endpoint(url: str) -> Endpoint | None:
+    """Return where a URL leads; None when nothing could be sent to it."""
+    target = _target(url)
+    return None if target is None else target.endpoint
+
+
 def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2

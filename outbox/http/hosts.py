@@ -1,0 +1,51 @@
+"""Asks of many hosts whether they could be posted to: have they an address, and may it be used. Nothing is sent."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Collection, Sequence
+
+from outbox.core.model import Failure, FailureKind
+from outbox.http.pool import ForbiddenAddressError, permitted
+from outbox.http.resolver import Resolver
+from outbox.settings import Network
+
+_ANY_PORT = 443
+
+
+async def unreachable(
+    hosts: Collection[str], allowed: Sequence[Network], *, within: float, at_once: int = 20
+) -> dict[str, Failure]:
+    """Return the hosts that no POST could be sent to, and why.
+
+    All look-ups together take no longer than `within` seconds, and no more than `at_once` are under way.
+    """
+    resolver = Resolver()
+    turns = asyncio.Semaphore(at_once)
+    # What is not known at the end of the deadline.
+    found = {host: Failure(FailureKind.TIMEOUT, f"no answer of the resolver within {within:g} s") for host in hosts}
+
+    async def ask(host: str) -> None:
+        async with turns:
+            failure = await _ask(resolver, host, allowed)
+        if failure is None:
+            del found[host]
+        else:
+            found[host] = failure
+
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within):
+            await asyncio.gather(*[ask(host) for host in found])
+    return found
+
+
+async def _ask(resolver: Resolver, host: str, allowed: Sequence[Network]) -> Failure | None:
+    try:
+        permitted(await resolver.addresses(host, _ANY_PORT), allowed)
+    except ForbiddenAddressError as error:
+        return Failure(FailureKind.FORBIDDEN, str(error))
+    except socket.gaierror as error:
+        return Failure(FailureKind.RESOLVE, f"the host has no address: {error.strerror}")
+    except (OSError, UnicodeError):
+        return Failure(FailureKind.RESOLVE, "the host is no name and no address")
+    return None
