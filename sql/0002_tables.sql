@@ -4,7 +4,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (2, 'tables', '6ac4052b6cdf221aa824859596fabc35937b525783e56d76ed56c5627932c1e6');
+values (2, 'tables', '0b824e5acc2390514a4819741af45e6ed608c5535c4df835a0876ee80ce3c2e9');
 
 -- What the triggers write and the daemon takes away within milliseconds. It has no index but its key, no
 -- foreign key and no partitions, so that the application's writer pays one plain insert.
@@ -17,6 +17,8 @@ create table outbox.outbox (
     location_id text,
     product_transaction_id text,
     data json not null,
+    expansions json,
+    traceparent text,
     constraint outbox_pkey primary key (seq),
     constraint outbox_type check (type in ('CREATE', 'UPDATE', 'DELETE'))
 ) with (
@@ -40,10 +42,15 @@ create table outbox.events (
     location_id text,
     product_transaction_id text,
     data json not null,
+    expansions json,
+    traceparent text,
     constraint events_pkey primary key (id, created_at),
     constraint events_type check (type in ('CREATE', 'UPDATE', 'DELETE'))
 ) partition by range (created_at);
 comment on table outbox.events is 'A captured change, for good: frozen, replayable until its partition is dropped.';
+comment on column outbox.events.expansions is
+    'The related records of that moment, by the names under which a config asks for them. Null when nobody did.';
+comment on column outbox.events.traceparent is 'The writer''s trace (W3C Trace Context), if he named one.';
 comment on column outbox.events.id is
     'The webhook-id. Its first 60 bits without the version are the outbox row''s seq, so ids sort in the order of '
     'capture; the last 62 are random, so that a restored backup never gives an old id to a new event.';

@@ -3,7 +3,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (3, 'capture', 'ca2233c4a10f5c9c802516c6821b4176809af3c8d49db2fa4d18d65ec4a7eec9');
+values (3, 'capture', '668122914146d9e2eb9d0f910ff68749ca09dde97f7436ec4c2493958f2cbf3b');
 
 -- The doorbell. 2: a daemon sleeps and wants to be woken; 1: nobody does. NOTIFY takes a lock that makes all
 -- committing transactions of the database queue, so a trigger notifies only for a sleeping daemon. A sequence,
@@ -122,7 +122,9 @@ declare
     operation text;
     source text;
     fast text[];
+    anew text[];
     robust text[];
+    form text;
     shape_check text := '';
     body text;
     shape_query text;
@@ -316,9 +318,11 @@ begin
         end loop;
     end if;
 
-    -- One statement for all rows of the writer's statement, in two forms: one that names columns, and one for the
-    -- time between an ALTER TABLE and the next attach. Each name is put in by one format(): it may hold a %.
-    foreach names_columns in array array[true, false] loop
+    -- One statement for all rows of the writer's statement, in three forms: fast and anew name columns, robust is for
+    -- the time between an ALTER TABLE and the next attach. Fast stands in the function itself and reads its variable;
+    -- the others are executed and get it as $2. Each name is put in by one format(): it may hold a %.
+    foreach form in array array['fast', 'anew', 'robust'] loop
+        names_columns := form <> 'robust';
         foreach operation in array array['CREATE', 'DELETE', 'UPDATE'] loop
             source := case operation
                 when 'CREATE' then 'outbox_new as outbox_row'
@@ -340,9 +344,10 @@ begin
                 )
             end;
             source := format(
-                E'insert into outbox.outbox (type, resource, resource_id, location_id, product_transaction_id, data)\n'
+                E'insert into outbox.outbox\n'
+                '            (type, resource, resource_id, location_id, product_transaction_id, data, traceparent)\n'
                 '        select %L, %L, captured.resource_id, captured.location_id, captured.product_transaction_id,\n'
-                '            captured.data\n'
+                '            captured.data, %s\n'
                 '        from (\n'
                 '            select concat_ws('','', %s) as resource_id, %s as location_id,\n'
                 '                %s as product_transaction_id, %s as data\n'
@@ -351,6 +356,7 @@ begin
                 '        ) as captured\n'
                 '        where captured.data is not null',
                 operation, attach.resource,
+                case form when 'fast' then 'outbox_traceparent' else '$2' end,
                 (
                     select string_agg(format('outbox_row.%I', k), ', ' order by n)
                     from unnest(key_columns) with ordinality as u (k, n)
@@ -360,14 +366,14 @@ begin
                 outbox.record_expression(attach.relation, 'outbox_row', attach.serializer, names_columns),
                 source
             );
-            if names_columns then
-                fast := fast || source;
-            else
-                robust := robust || source;
-            end if;
+            case form
+                when 'fast' then fast := fast || source;
+                when 'anew' then anew := anew || source;
+                else robust := robust || source;
+            end case;
         end loop;
     end loop;
-    if fast <> robust then
+    if anew <> robust then
         -- The names, and which of them become epoch seconds, of the table and of the row that the serializer takes.
         shape_query := format(
             E'array(\n'
@@ -387,23 +393,30 @@ begin
         shape_check := format(
             E'\n    if %s is distinct from %L::text[] then\n'
             '        -- Altered since it was attached: name no column.\n'
-            '        execute case tg_op when ''INSERT'' then %L when ''DELETE'' then %L else %L end using tg_relid;\n'
+            '        execute case tg_op when ''INSERT'' then %L when ''DELETE'' then %L else %L end\n'
+            '            using tg_relid, outbox_traceparent;\n'
             '    els',
             format(shape_query, 'tg_relid'), columns_of_shape, robust[1], robust[2], robust[3]
         );
     end if;
     body := format(
         E'#variable_conflict use_column\n'
+        'declare\n'
+        '    -- Empty where an earlier transaction of the session had set it.\n'
+        '    outbox_traceparent text := nullif(current_setting(''outbox.traceparent'', true), '''');\n'
         'begin\n'
         '    if current_setting(''outbox.suppress'', true) in (''on'', ''true'', ''yes'', ''1'') then\n'
         '        return null;\n'
+        '    end if;\n'
+        '    if outbox_traceparent !~ %6$L then\n'
+        '        outbox_traceparent := null;\n'
         '    end if;%1$sif tg_op = ''INSERT'' then\n'
         '        %2$s;\n'
         '    elsif tg_op = ''DELETE'' then\n'
         '        %3$s;\n'
         '    elsif exists (select from outbox_new offset 50) then\n'
         '        -- Planned anew: a plan made for few rows would compare each of many with each.\n'
-        '        execute %5$L;\n'
+        '        execute %5$L using tg_relid, outbox_traceparent;\n'
         '    else\n'
         '        %4$s;\n'
         '    end if;\n'
@@ -414,7 +427,9 @@ begin
         '    end if;\n'
         '    return null;\n'
         'end',
-        coalesce(nullif(shape_check, ''), E'\n    '), fast[1], fast[2], fast[3], fast[3]
+        coalesce(nullif(shape_check, ''), E'\n    '), fast[1], fast[2], fast[3], anew[3],
+        -- What W3C Trace Context allows. It becomes a header: nothing else may.
+        '^(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$'
     );
     -- The settings are those that change how a value is written: what is sent must not depend on who wrote.
     execute format(

@@ -108,7 +108,11 @@ class Senders:
         body = postback.form_body(delivery.type, delivery.resource, delivery.attempt, delivery.data)
         timestamp = held.claimed_at.timestamp() + started - held.clock
         headers = postback.headers(
-            delivery.event_id, timestamp=int(timestamp), user_agent=USER_AGENT, authorization=target.authorization
+            delivery.event_id,
+            timestamp=int(timestamp),
+            user_agent=USER_AGENT,
+            authorization=target.authorization,
+            traceparent=delivery.traceparent,
         )
         return await self._sender.post(target.config.url, body, headers)
 

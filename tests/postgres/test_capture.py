@@ -406,3 +406,51 @@ async def test_the_command_says_that_a_virtual_column_does_not_fit(db: str, pg_v
         await conn.execute("create table t (id int primary key, twice int generated always as (id * 2))")
         with pytest.raises(UsageError, match=r"virtual generated column.*STORED"):
             await attach(conn, "t", "thing")
+
+
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        (TRACE, TRACE),
+        ("", None),
+        (TRACE.upper(), None),
+        (TRACE + "\r\nx: y", None),
+        (TRACE + "\n", None),
+        ("ff" + TRACE[2:], None),
+        ("00-" + "0" * 32 + TRACE[35:], None),
+        (TRACE[:36] + "0" * 16 + "-01", None),
+        ("nonsense", None),
+    ],
+)
+def test_the_writers_trace_is_captured_where_it_is_one(
+    contacts: psycopg.Connection, said: str, kept: str | None
+) -> None:
+    """What a transaction names as its traceparent stands beside its changes; what is none fails no write."""
+    with contacts.transaction():
+        contacts.execute("select set_config('outbox.traceparent', %s, true)", [said])
+        contacts.execute("insert into contacts (id) values ('1')")
+        contacts.execute("update contacts set last_name = 'x'")
+        contacts.execute("delete from contacts")
+    contacts.execute("insert into contacts (id) values ('2')")
+    assert contacts.execute("select traceparent from outbox.outbox order by seq").fetchall() == [
+        (kept,), (kept,), (kept,), (None,),
+    ]  # fmt: skip
+
+
+def test_the_writers_trace_is_captured_in_large_updates_and_of_altered_tables(every_db: str) -> None:
+    """Each form of the trigger's statement has it."""
+    with psycopg.connect(every_db, autocommit=True) as conn:
+        conn.execute("create table t (id int primary key, a_ts timestamptz, n int)")
+        conn.execute("select outbox.attach('t', 'thing')")
+        conn.execute("insert into t select i from generate_series(1, 60) i")
+        conn.execute("truncate outbox.outbox")
+        with conn.transaction():
+            conn.execute("select set_config('outbox.traceparent', %s, true)", [TRACE])
+            conn.execute("update t set n = 1")
+            conn.execute("alter table t add m int")
+            conn.execute("update t set n = 2")
+        found = conn.execute("select traceparent, count(*) from outbox.outbox group by 1").fetchall()
+        assert found == [(TRACE, 120)]
