@@ -3,7 +3,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (3, 'capture', '668122914146d9e2eb9d0f910ff68749ca09dde97f7436ec4c2493958f2cbf3b');
+values (3, 'capture', '9ad4988d1722db38067aa37c17ba06505c4d99ecc76e72dc9c61119f66ea46cd');
 
 -- The doorbell. 2: a daemon sleeps and wants to be woken; 1: nobody does. NOTIFY takes a lock that makes all
 -- committing transactions of the database queue, so a trigger notifies only for a sleeping daemon. A sequence,
@@ -15,8 +15,9 @@ comment on sequence outbox.doorbell is '2 while a daemon sleeps; the next captur
 -- that keeps such a column as a timestamp has its columns written out one by one. That breaks with the first column
 -- that is dropped, so there is a second form that names none: three times the cost, for tables whose shape changed
 -- since they were attached. In it $1 is the table. alias.* is a row for certain; a bare alias may be a column.
+-- `chosen`: the only columns to send, in the table's order; null for all.
 create function outbox.record_expression(
-    relation regclass, row_alias text, serializer regproc, names_columns boolean
+    relation regclass, row_alias text, serializer regproc, names_columns boolean, chosen text[]
 ) returns text
 language plpgsql
 stable
@@ -67,13 +68,14 @@ begin
         )
     into has_timestamps, columns
     from pg_attribute a
-    where a.attrelid = relation and a.attnum > 0 and not a.attisdropped;
-    if not has_timestamps then
+    where a.attrelid = relation and a.attnum > 0 and not a.attisdropped
+        and (chosen is null or a.attname = any (chosen));
+    if not has_timestamps and chosen is null then
         return format('to_json(%s.*)', row_alias);
     elsif not names_columns then
         return format(
             E'(\n'
-            '    select (''{'' || string_agg(\n'
+            '    select (''{'' || coalesce(string_agg(\n'
             '        to_json(f.key)::text || '':'' || case\n'
             '            when json_typeof(f.value) <> ''string'' or f.key not in (\n'
             '                select a.attname from pg_attribute as a\n'
@@ -84,18 +86,96 @@ begin
             '                then floor(extract(epoch from (f.value #>> ''{}'')::timestamptz))::bigint::text\n'
             '            else ''null''\n'
             '        end, '','' order by f.place\n'
-            '    ) || ''}'')::json\n'
-            '    from json_each(to_json(%s.*)) with ordinality as f (key, value, place)\n'
+            '    ), '''') || ''}'')::json\n'
+            '    from json_each(to_json(%s.*)) with ordinality as f (key, value, place)%s\n'
             ')',
-            row_alias
+            row_alias, coalesce(E'\n    where f.key = any (' || quote_literal(chosen) || '::text[])', '')
         );
     end if;
     return format('(select to_json(outbox_record.*) from (select %s) as outbox_record)', columns);
 end
 $$;
-comment on function outbox.record_expression(regclass, text, regproc, boolean) is
+comment on function outbox.record_expression(regclass, text, regproc, boolean, text[]) is
     'Internal to outbox.attach(): the expression that turns a row into the JSON that subscribers receive.';
-revoke execute on function outbox.record_expression(regclass, text, regproc, boolean) from public;
+revoke execute on function outbox.record_expression(regclass, text, regproc, boolean, text[]) from public;
+
+-- A condition runs inside the trigger function, so with the rights of the outbox's owner and under the application's
+-- write. PostgreSQL examines it as it does a CHECK constraint, on an empty table that is made for it: one boolean
+-- expression over the row, without subqueries and aggregates. Two things more are refused that a condition has no need
+-- of: functions that are not PostgreSQL's own, which somebody else could replace, and volatile ones. What goes into the
+-- trigger function is not the given text but PostgreSQL's own print of what it understood.
+create function outbox.read_condition(
+    relation regclass, condition text, out expression text, out used_columns text[]
+) returns record
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    -- Of this session alone: two may attach at the same time.
+    scratch constant text := format('outbox.%I', 'condition_' || pg_backend_pid());
+    definition text;
+    probe refcursor;
+    tree text;
+    used smallint[];
+    fault text;
+begin
+    select string_agg(
+        format('%I %s', a.attname, format_type(a.atttypid, a.atttypmod))
+        || case when a.attcollation <> t.typcollation then ' collate ' || a.attcollation::regcollation else '' end,
+        ', ' order by a.attnum
+    )
+    into definition
+    from pg_attribute a
+    join pg_type t on t.oid = a.atttypid
+    where a.attrelid = relation and a.attnum > 0 and not a.attisdropped;
+    execute format('create table %s (%s)', scratch, definition);
+    begin
+        -- A cursor is one statement, whatever the text. The line's end ends a comment in it.
+        open probe for execute format(E'select (%s\n) from %s', condition, scratch);
+        close probe;
+        execute format(E'alter table %s add constraint outbox_condition check (%s\n)', scratch, condition);
+        select pg_get_expr(c.conbin, c.conrelid), c.conbin::text, c.conkey into strict expression, tree, used
+        from pg_constraint c
+        where c.conrelid = scratch::regclass and c.conname = 'outbox_condition';
+    exception
+        when others then
+            raise exception 'condition: %.', sqlerrm
+                using errcode = 'invalid_parameter_value',
+                hint = 'It is one boolean expression over the columns of the row, with operators and functions of '
+                    'PostgreSQL: total > 0 and status <> ''draft''.';
+    end;
+    select string_agg(distinct p.oid::regprocedure::text, ', ') into fault
+    from regexp_matches(tree, ':(?:op)?funcid (\d+)', 'g') as m
+    join pg_proc p on p.oid = m[1]::oid
+    where p.provolatile = 'v' or p.pronamespace <> 'pg_catalog'::regnamespace;
+    if fault is not null then
+        raise exception 'condition: % can not be used.', fault
+            using errcode = 'invalid_parameter_value',
+            hint = 'Only functions and operators of PostgreSQL''s own can be, and none that is volatile.';
+    end if;
+    if 0 >= any (used) then
+        raise exception 'condition: the whole row and system columns can not be used.'
+            using errcode = 'invalid_parameter_value', hint = 'Name the columns.';
+    end if;
+    used_columns := array(
+        select a.attname::text from pg_attribute a
+        where a.attrelid = scratch::regclass and a.attnum = any (used)
+        order by a.attnum
+    );
+    execute format('drop table %s', scratch);
+    select string_agg(format('"%s"', a.attname), ', ') into fault
+    from pg_attribute a
+    where a.attrelid = relation and a.attname = any (used_columns) and a.attgenerated = 'v';
+    if fault is not null then
+        raise exception 'condition: % is a virtual generated column of %: a trigger can not read its value.',
+            fault, relation
+            using errcode = 'feature_not_supported', hint = 'Make it STORED, or write out what it is generated from.';
+    end if;
+end
+$$;
+comment on function outbox.read_condition(regclass, text) is
+    'Internal to outbox.attach(): examines a condition; returns how PostgreSQL writes it, and the columns it uses.';
+revoke execute on function outbox.read_condition(regclass, text) from public;
 
 create function outbox.attach(
     relation regclass,
@@ -103,7 +183,9 @@ create function outbox.attach(
     key text default null,
     location text default null,
     product_transaction text default null,
-    serializer regproc default null
+    serializer regproc default null,
+    columns text[] default null,
+    condition text default null
 ) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -115,11 +197,17 @@ declare
     key_columns text[];
     column_name text;
     same_record text;
+    -- The parts of the statement that are the same for every operation.
+    record_columns text;
+    is_new text;
+    holds text;
+    condition_columns text[];
     member regclass;
     function_name text;
     function_oid oid;
     names_columns boolean;
     operation text;
+    captured text;
     source text;
     fast text[];
     anew text[];
@@ -156,16 +244,44 @@ begin
             using errcode = 'wrong_object_type';
     end if;
 
+    if attach.columns is not null then
+        if attach.serializer is not null then
+            raise exception 'columns and serializer exclude each other: a serializer decides what is sent.'
+                using errcode = 'invalid_parameter_value';
+        end if;
+        if cardinality(attach.columns) = 0 or array_position(attach.columns, null) is not null then
+            raise exception 'columns must name one column or more.' using errcode = 'invalid_parameter_value';
+        end if;
+        foreach column_name in array attach.columns loop
+            if not exists (
+                select from pg_attribute a
+                where a.attrelid = attach.relation and a.attname = column_name and a.attnum > 0 and not a.attisdropped
+            ) then
+                raise exception 'columns: % has no column "%".', attach.relation, column_name
+                    using errcode = 'undefined_column';
+            end if;
+        end loop;
+        -- In the table's order, each once: the record keeps its own order whatever is chosen of it.
+        columns := array(
+            select a.attname::text from pg_attribute a
+            where a.attrelid = attach.relation and a.attname = any (attach.columns) and a.attnum > 0
+                and not a.attisdropped
+            order by a.attnum
+        );
+    end if;
+    condition := nullif(trim(attach.condition, E' \t\r\n'), '');
+
     if attach.serializer is null then
         select a.attname into column_name from pg_attribute a
         where a.attrelid = attach.relation and a.attnum > 0 and not a.attisdropped and a.attgenerated = 'v'
+            and (attach.columns is null or a.attname = any (attach.columns))
         order by a.attnum
         limit 1;
         if found then
             raise exception '% has the virtual generated column "%": a trigger can not read its value.',
                 attach.relation, column_name
                 using errcode = 'feature_not_supported',
-                hint = 'Make the column STORED, or attach with a serializer that does not use it.';
+                hint = 'Make the column STORED, or attach with columns or a serializer that leave it out.';
         end if;
     end if;
 
@@ -266,20 +382,17 @@ begin
             hint = format('Declare it as f(%s) returns json.', attach.relation);
     end if;
 
-    if attach.serializer is null and exists (
-        select from pg_attribute a where a.attrelid = attach.relation and a.attgenerated = 'v' and not a.attisdropped
-    ) then
-        raise exception '% has a virtual generated column, which triggers can not read.', attach.relation
-            using errcode = 'feature_not_supported',
-            hint = 'Make it STORED, or attach with a serializer: it gets null for that column.';
+    if attach.condition is not null then
+        select c.expression, c.used_columns into holds, condition_columns
+        from outbox.read_condition(attach.relation, attach.condition) as c;
     end if;
 
     -- Types of an extension may keep their operators where the pinned search_path does not look: text does not.
     select string_agg(
         case
             when t.typnamespace = 'pg_catalog'::regnamespace or t.typtype = 'e'
-                then format('outbox_row.%1$I = outbox_old_row.%1$I', a.attname)
-            else format('outbox_row.%1$I::text = outbox_old_row.%1$I::text', a.attname)
+                then format('outbox_row.%1$I = outbox_other_row.%1$I', a.attname)
+            else format('outbox_row.%1$I::text = outbox_other_row.%1$I::text', a.attname)
         end, ' and ' order by u.n
     )
     into same_record
@@ -321,50 +434,97 @@ begin
     -- One statement for all rows of the writer's statement, in three forms: fast and anew name columns, robust is for
     -- the time between an ALTER TABLE and the next attach. Fast stands in the function itself and reads its variable;
     -- the others are executed and get it as $2. Each name is put in by one format(): it may hold a %.
+    record_columns := format(
+        'concat_ws('','', %s) as resource_id, %s as location_id, %s as product_transaction_id',
+        (
+            select string_agg(format('outbox_row.%I', k), ', ' order by n)
+            from unnest(key_columns) with ordinality as u (k, n)
+        ),
+        coalesce('outbox_row.' || quote_ident(location) || '::text', 'null::text'),
+        coalesce('outbox_row.' || quote_ident(product_transaction) || '::text', 'null::text')
+    );
+    -- A row whose key changed has no old row.
+    is_new := format(
+        'outbox_other_row.%I is null',
+        (
+            select a.attname from pg_attribute a
+            where a.attrelid = attach.relation and a.attnum = identity_columns[1]
+        )
+    );
     foreach form in array array['fast', 'anew', 'robust'] loop
         names_columns := form <> 'robust';
         foreach operation in array array['CREATE', 'DELETE', 'UPDATE'] loop
-            source := case operation
-                when 'CREATE' then 'outbox_new as outbox_row'
-                when 'DELETE' then 'outbox_old as outbox_row'
+            captured := outbox.record_expression(
+                attach.relation, 'outbox_row', attach.serializer, names_columns, attach.columns
+            );
+            if operation <> 'UPDATE' then
+                captured := format(
+                    'select %L as type, %s, %s as data from %s as outbox_row%s', operation, record_columns, captured,
+                    case operation when 'CREATE' then 'outbox_new' else 'outbox_old' end, ' where ' || holds
+                );
+            else
                 -- Unchanged rows cost one comparison of images; a changed image is sent if the record changed as
-                -- subscribers see it. A row whose key changed has no old row: it is a change.
-                else format(
-                    E'outbox_new as outbox_row\n'
-                    '            left join outbox_old as outbox_old_row on %s\n'
-                    '            where outbox_old_row.%I is null\n'
-                    '                or (outbox_row.* *<> outbox_old_row.* and %s::text is distinct from %s::text)',
-                    same_record,
-                    (
-                        select a.attname from pg_attribute a
-                        where a.attrelid = attach.relation and a.attnum = identity_columns[1]
-                    ),
-                    outbox.record_expression(attach.relation, 'outbox_row', attach.serializer, names_columns),
-                    outbox.record_expression(attach.relation, 'outbox_old_row', attach.serializer, names_columns)
-                )
-            end;
+                -- subscribers see it. A row whose key changed is a change.
+                source := format(
+                    '(outbox_row.* *<> outbox_other_row.* and %s::text is distinct from %s::text)',
+                    captured,
+                    outbox.record_expression(
+                        attach.relation, 'outbox_other_row', attach.serializer, names_columns, attach.columns
+                    )
+                );
+                if holds is null then
+                    captured := format(
+                        E'select %L as type, %s, %s as data\n'
+                        '            from outbox_new as outbox_row\n'
+                        '            left join outbox_old as outbox_other_row on %s\n'
+                        '            where %s or %s',
+                        operation, record_columns, captured, same_record, is_new, source
+                    );
+                else
+                    -- As the row filters of logical replication do it: what nobody may see is never sent, and a
+                    -- subscriber's copy is never left behind. A row that comes to fulfil the condition is a CREATE,
+                    -- one that no longer does is a DELETE with the last record that did. The tempting `new row or
+                    -- old row fulfils it` sends, once, just the record that the condition is to keep back.
+                    captured := format(
+                        E'select case when %5$s or outbox_other.fulfils then ''UPDATE'' else ''CREATE'' end as type,\n'
+                        '                %1$s, %2$s as data\n'
+                        '            from outbox_new as outbox_row\n'
+                        '            left join outbox_old as outbox_other_row on %3$s\n'
+                        '            cross join lateral (\n'
+                        '                select %4$s is true as fulfils from (select outbox_row.*) as outbox_row\n'
+                        '            ) as outbox_this\n'
+                        '            cross join lateral (\n'
+                        '                select %4$s is true as fulfils\n'
+                        '                from (select outbox_other_row.*) as outbox_other_row\n'
+                        '            ) as outbox_other\n'
+                        '            where outbox_this.fulfils and (%5$s or not outbox_other.fulfils or %6$s)\n'
+                        '            union all\n'
+                        '            select ''DELETE'', %1$s, %2$s\n'
+                        '            from outbox_old as outbox_row\n'
+                        '            join outbox_new as outbox_other_row on %3$s\n'
+                        '            cross join lateral (\n'
+                        '                select %4$s is true as fulfils from (select outbox_row.*) as outbox_row\n'
+                        '            ) as outbox_this\n'
+                        '            cross join lateral (\n'
+                        '                select %4$s is true as fulfils\n'
+                        '                from (select outbox_other_row.*) as outbox_other_row\n'
+                        '            ) as outbox_other\n'
+                        '            where outbox_this.fulfils and not outbox_other.fulfils',
+                        record_columns, captured, same_record, holds, is_new, source
+                    );
+                end if;
+            end if;
             source := format(
                 E'insert into outbox.outbox\n'
                 '            (type, resource, resource_id, location_id, product_transaction_id, data, traceparent)\n'
-                '        select %L, %L, captured.resource_id, captured.location_id, captured.product_transaction_id,\n'
-                '            captured.data, %s\n'
+                '        select captured.type, %L, captured.resource_id, captured.location_id,\n'
+                '            captured.product_transaction_id, captured.data, %s\n'
                 '        from (\n'
-                '            select concat_ws('','', %s) as resource_id, %s as location_id,\n'
-                '                %s as product_transaction_id, %s as data\n'
-                '            from %s\n'
+                '            %s\n'
                 '            offset 0\n'
                 '        ) as captured\n'
                 '        where captured.data is not null',
-                operation, attach.resource,
-                case form when 'fast' then 'outbox_traceparent' else '$2' end,
-                (
-                    select string_agg(format('outbox_row.%I', k), ', ' order by n)
-                    from unnest(key_columns) with ordinality as u (k, n)
-                ),
-                coalesce('outbox_row.' || quote_ident(location) || '::text', 'null::text'),
-                coalesce('outbox_row.' || quote_ident(product_transaction) || '::text', 'null::text'),
-                outbox.record_expression(attach.relation, 'outbox_row', attach.serializer, names_columns),
-                source
+                attach.resource, case form when 'fast' then 'outbox_traceparent' else '$2' end, captured
             );
             case form
                 when 'fast' then fast := fast || source;
@@ -379,7 +539,7 @@ begin
             E'array(\n'
             '        select (a.attname || case when a.atttypid in (%s, %s) then '' timestamp'' else '''' end) collate "C"\n'
             '        from pg_attribute as a\n'
-            '        where a.attrelid in (%%1$s%s) and a.attnum > 0 and not a.attisdropped\n'
+            '        where a.attrelid in (%%1$s%s) and a.attnum > 0 and not a.attisdropped%s\n'
             '        order by 1\n'
             '    )',
             'timestamptz'::regtype::oid, 'timestamp'::regtype::oid,
@@ -387,7 +547,9 @@ begin
                 select format(', to_regclass(%L)', replace(t.typrelid::regclass::text, '%', '%%'))
                 from pg_proc p join pg_type t on t.oid = p.proargtypes[0]
                 where p.oid = attach.serializer and t.typrelid <> attach.relation
-            )
+            ),
+            -- A column that is not sent may come and go.
+            E'\n            and a.attname = any (' || replace(quote_literal(attach.columns), '%', '%%') || '::text[])'
         );
         execute 'select ' || format(shape_query, '$1') into columns_of_shape using attach.relation;
         shape_check := format(
@@ -447,6 +609,7 @@ begin
         json_build_object(
             'resource', attach.resource, 'key', array_to_string(key_columns, ','), 'location', location,
             'product_transaction', product_transaction, 'serializer', attach.serializer::regproc::text,
+            'columns', attach.columns, 'condition', attach.condition, 'condition_columns', condition_columns,
             -- What the body was made for, so that `outbox doctor` sees when a table has moved away from it.
             'identity', (
                 select json_agg(a.attname order by n)
@@ -498,9 +661,9 @@ begin
     end loop;
 end
 $$;
-comment on function outbox.attach(regclass, text, text, text, text, regproc) is
+comment on function outbox.attach(regclass, text, text, text, text, regproc, text[], text) is
     'Captures each change of the table as an event of the resource. Again on the same table: an update of the options.';
-revoke execute on function outbox.attach(regclass, text, text, text, text, regproc) from public;
+revoke execute on function outbox.attach(regclass, text, text, text, text, regproc, text[], text) from public;
 
 create view outbox.attachments as
 select
@@ -510,6 +673,12 @@ select
     d.options ->> 'location' as location,
     d.options ->> 'product_transaction' as product_transaction,
     d.options ->> 'serializer' as serializer,
+    case when pg_catalog.json_typeof(d.options -> 'columns') = 'array' then array(
+        select c.name from pg_catalog.json_array_elements_text(d.options -> 'columns')
+            with ordinality as c (name, place)
+        order by c.place
+    ) end as columns,
+    d.options ->> 'condition' as condition,
     p.proname::text as function
 from pg_catalog.pg_trigger as t
 inner join pg_catalog.pg_proc as p

@@ -26,6 +26,7 @@ $$;
 
 drop function outbox.detach(regclass);
 drop view outbox.attachments;
-drop function outbox.attach(regclass, text, text, text, text, regproc);
-drop function outbox.record_expression(regclass, text, regproc, boolean);
+drop function outbox.attach(regclass, text, text, text, text, regproc, text[], text);
+drop function outbox.read_condition(regclass, text);
+drop function outbox.record_expression(regclass, text, regproc, boolean, text[]);
 drop sequence outbox.doorbell;

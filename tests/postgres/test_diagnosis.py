@@ -428,6 +428,31 @@ async def test_a_column_that_the_triggers_use_and_is_gone_is_a_problem(
     assert "COLUMN" in found.advice
 
 
+async def test_columns_and_a_condition_are_kept_by_the_command_that_is_advised(
+    db: str, aconn: psycopg.AsyncConnection, contacts: psycopg.Connection
+) -> None:
+    """A column that is not sent may come and go; one that is sent slows capture until it is attached without it."""
+    contacts.execute('alter table contacts add "a, b" int, add note text, add other text')
+    contacts.execute(
+        "select outbox.attach('contacts', 'contact', columns => array['id', 'a, b', 'note'],"
+        " condition => 'shop <> $$it$$')"
+    )
+    contacts.execute("alter table contacts drop other, add another text")
+    assert only(await capture.capture(aconn)).level is OK
+    contacts.execute("alter table contacts drop note")
+    found = only(await capture.capture(aconn))
+    assert (found.level, "three times" in found.message) == (WARNING, True)
+    assert outbox(db, *shlex.split(found.advice or "")[1:]).returncode == 0
+    assert only(await capture.capture(aconn)).level is OK
+    kept = contacts.execute("select columns, condition from outbox.attachments").fetchone()
+    assert kept == (["id", "a, b"], "shop <> $$it$$")
+    contacts.execute("select outbox.attach('contacts', 'contact', key => 'id', condition => 'created_ts is null')")
+    contacts.execute("alter table contacts drop created_ts")
+    found = only(await capture.capture(aconn))
+    assert (found.level, "no column created_ts," in found.message) == (PROBLEM, True)
+    assert (found.advice or "").endswith("--condition CONDITION")
+
+
 async def test_a_primary_key_that_is_gone_is_seen_although_no_option_names_it(
     aconn: psycopg.AsyncConnection, conn: psycopg.Connection
 ) -> None:
