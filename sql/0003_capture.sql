@@ -3,7 +3,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (3, 'capture', '9ad4988d1722db38067aa37c17ba06505c4d99ecc76e72dc9c61119f66ea46cd');
+values (3, 'capture', '731f20ae777752a9ceaec68609b531f9301ae62e6d2832965fdbd5b1ae573e8c');
 
 -- The doorbell. 2: a daemon sleeps and wants to be woken; 1: nobody does. NOTIFY takes a lock that makes all
 -- committing transactions of the database queue, so a trigger notifies only for a sleeping daemon. A sequence,
@@ -177,6 +177,18 @@ comment on function outbox.read_condition(regclass, text) is
     'Internal to outbox.attach(): examines a condition; returns how PostgreSQL writes it, and the columns it uses.';
 revoke execute on function outbox.read_condition(regclass, text) from public;
 
+-- Expands: related records, taken at the moment of the change. The functions that give them for a resource are called by
+-- one generated function, expand_<hash of the resource>, whose comment is their registry, as the triggers are that of the
+-- attachments. The capture of a resource calls it where it exists: who registers nothing pays nothing.
+create function outbox.expand_function(resource text) returns text
+language sql
+immutable
+strict
+set search_path = pg_catalog, pg_temp
+as $$ select 'expand_' || left(encode(sha256(convert_to($1, 'UTF8')), 'hex'), 32) $$;
+comment on function outbox.expand_function(text) is 'Internal: the name of the function that takes a resource''s expands.';
+revoke execute on function outbox.expand_function(text) from public;
+
 create function outbox.attach(
     relation regclass,
     resource text,
@@ -208,6 +220,7 @@ declare
     names_columns boolean;
     operation text;
     captured text;
+    expansions text;
     source text;
     fast text[];
     anew text[];
@@ -451,6 +464,15 @@ begin
             where a.attrelid = attach.relation and a.attnum = identity_columns[1]
         )
     );
+    -- Not of a registration that is being made: it waits for us, and attaches anew.
+    perform pg_advisory_xact_lock_shared('outbox.outbox'::regclass::oid::bigint);
+    select format(
+        ', outbox.%I(captured.resource_id, captured.location_id, captured.product_transaction_id, captured.type)',
+        p.proname
+    )
+    into expansions
+    from pg_proc p
+    where p.pronamespace = 'outbox'::regnamespace and p.proname = outbox.expand_function(attach.resource);
     foreach form in array array['fast', 'anew', 'robust'] loop
         names_columns := form <> 'robust';
         foreach operation in array array['CREATE', 'DELETE', 'UPDATE'] loop
@@ -516,15 +538,16 @@ begin
             end if;
             source := format(
                 E'insert into outbox.outbox\n'
-                '            (type, resource, resource_id, location_id, product_transaction_id, data, traceparent)\n'
+                '            (type, resource, resource_id, location_id, product_transaction_id, data, traceparent%s)\n'
                 '        select captured.type, %L, captured.resource_id, captured.location_id,\n'
-                '            captured.product_transaction_id, captured.data, %s\n'
+                '            captured.product_transaction_id, captured.data, %s%s\n'
                 '        from (\n'
                 '            %s\n'
                 '            offset 0\n'
                 '        ) as captured\n'
                 '        where captured.data is not null',
-                attach.resource, case form when 'fast' then 'outbox_traceparent' else '$2' end, captured
+                case when expansions is not null then ', expansions' end,
+                attach.resource, case form when 'fast' then 'outbox_traceparent' else '$2' end, expansions, captured
             );
             case form
                 when 'fast' then fast := fast || source;
@@ -727,3 +750,204 @@ $$;
 comment on function outbox.detach(regclass) is
     'Takes the triggers off the table and its partitions. Returns whether there were any. Captured events stay.';
 revoke execute on function outbox.detach(regclass) from public;
+
+create view outbox.expands as
+select
+    d.options ->> 'resource' as resource,
+    e.name,
+    e.function
+from pg_catalog.pg_proc as p
+cross join lateral (select pg_catalog.obj_description(p.oid, 'pg_proc')::json as options) as d
+cross join lateral pg_catalog.json_each_text(d.options -> 'expands') as e (name, function)
+where p.pronamespace = 'outbox'::pg_catalog.regnamespace and p.proname ~ '^expand_[0-9a-f]{32}$';
+comment on view outbox.expands is 'The expands that are registered, and the function that gives each.';
+
+-- Makes, replaces or drops the function. `functions`: by the names of the expands, each as SQL writes it.
+create function outbox.write_expands(resource text, functions json) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    function_name constant text := outbox.expand_function(write_expands.resource);
+    existed boolean;
+    cases text;
+    names text;
+    attached record;
+begin
+    existed := exists (
+        select from pg_proc p where p.pronamespace = 'outbox'::regnamespace and p.proname = function_name
+    );
+    select string_agg(format(E'\n                when %L then found := %s($1)::json;', f.key, f.value), '' order by f.key),
+        string_agg(quote_literal(f.key), ', ' order by f.key)
+    into cases, names
+    from json_each_text(write_expands.functions) as f;
+
+    if cases is null then
+        execute format('drop function if exists outbox.%I(text, text, text, text)', function_name);
+    else
+        -- Only what a config that will get this change asks for: the rules of the route, at this moment. Each is taken
+        -- in a subtransaction (without an id of its own: it only reads), because a subscriber's wish must not fail the
+        -- application's write. A cancelled statement ends it all the same.
+        execute format(
+            'create or replace function outbox.%I('
+            'resource_id text, location_id text, product_transaction_id text, type text'
+            ') returns json language plpgsql stable set search_path = pg_catalog, pg_temp as %L',
+            function_name,
+            format(
+                E'#variable_conflict use_column\n'
+                'declare\n'
+                '    asked text;\n'
+                '    found json;\n'
+                '    taken text;\n'
+                'begin\n'
+                '    for asked in\n'
+                '        select distinct trim(e.name) collate "C"\n'
+                '        from outbox.postback_configs as c\n'
+                '        cross join lateral unnest(string_to_array(c.expands, '','')) as e (name)\n'
+                '        where c.resource = %1$L and c.expands <> '''' and c.is_active and c.deleted_at is null\n'
+                '            and (c.location_id is null or c.location_id = $2)\n'
+                '            and (c.product_transaction_id is null or c.product_transaction_id = $3)\n'
+                '            and case $4 when ''CREATE'' then c.on_create when ''UPDATE'' then c.on_update\n'
+                '                else c.on_delete end\n'
+                '            and trim(e.name) in (%2$s)\n'
+                '        order by 1\n'
+                '    loop\n'
+                '        begin\n'
+                '            case asked%3$s\n'
+                '            end case;\n'
+                '            taken := concat_ws(\n'
+                '                '','', taken,\n'
+                '                to_json(asked)::text || '':'' || coalesce(trim(found::text, E'' \\t\\r\\n''), ''null'')\n'
+                '            );\n'
+                '        exception\n'
+                '            when others then\n'
+                '                raise warning ''outbox: the expand "%%" of the record "%%" was not taken: %%'',\n'
+                '                    asked, $1, sqlerrm;\n'
+                '        end;\n'
+                '    end loop;\n'
+                '    return (''{'' || taken || ''}'')::json;\n'
+                'end',
+                write_expands.resource, names, cases
+            )
+        );
+        execute format('revoke execute on function outbox.%I(text, text, text, text) from public', function_name);
+        execute format(
+            'comment on function outbox.%I(text, text, text, text) is %L', function_name,
+            json_build_object('resource', write_expands.resource, 'expands', write_expands.functions)
+        );
+        -- The capture calls it as the owner of the outbox, whoever registers.
+        execute format(
+            'alter function outbox.%I(text, text, text, text) owner to %I', function_name,
+            (select pg_get_userbyid(c.relowner) from pg_class c where c.oid = 'outbox.outbox'::regclass)
+        );
+    end if;
+
+    if existed <> (cases is not null) then
+        -- The capture of the resource begins or ends to call it: attached again as it is, partitions by their parent.
+        for attached in
+            select a.*
+            from outbox.attachments a
+            where a.resource = write_expands.resource
+                and not exists (
+                    select from outbox.attachments o
+                    join pg_partition_ancestors(a.relation) as m on m.relid = o.relation
+                    where o.function = a.function and o.relation <> a.relation
+                )
+        loop
+            perform outbox.attach(
+                attached.relation, attached.resource, attached.key, coalesce(attached.location, ''),
+                coalesce(attached.product_transaction, ''),
+                (
+                    -- By what it takes: its name alone may be another's too.
+                    select p.oid::regproc
+                    from pg_proc p
+                    join pg_namespace s on s.oid = p.pronamespace
+                    join pg_type t on t.oid = p.proargtypes[0] and t.typtype = 'c'
+                    where array[s.nspname::text, p.proname::text] = parse_ident(attached.serializer) and p.pronargs = 1
+                    order by p.oid
+                    limit 1
+                ),
+                attached.columns, attached.condition
+            );
+        end loop;
+    end if;
+end
+$$;
+comment on function outbox.write_expands(text, json) is 'Internal to outbox.register_expand() and outbox.unregister_expand().';
+revoke execute on function outbox.write_expands(text, json) from public;
+
+create function outbox.register_expand(resource text, name text, function regproc) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+    if current_setting('lock_timeout') = '0' then
+        perform set_config('lock_timeout', '5s', true);
+    end if;
+    if register_expand.resource is null or char_length(register_expand.resource) not between 1 and 128 then
+        raise exception 'resource must have 1 to 128 characters.' using errcode = 'invalid_parameter_value';
+    end if;
+    if register_expand.name is null or register_expand.name !~ '^[A-Za-z0-9_.-]{1,128}$' then
+        raise exception 'name must have 1 to 128 letters, digits, dots, dashes and underscores.'
+            using errcode = 'invalid_parameter_value', hint = 'A config names it in expands, among commas.';
+    end if;
+    if not exists (
+        select from pg_proc p
+        where p.oid = register_expand.function and p.prokind = 'f' and p.pronargs = 1
+            and p.proargtypes[0] = 'text'::regtype and p.prorettype in ('json'::regtype, 'jsonb'::regtype)
+            and not p.proretset
+    ) then
+        raise exception 'function: % must take one text, the id of the record, and return json.',
+            coalesce(register_expand.function::text, 'null')
+            using errcode = 'invalid_function_definition', hint = 'Declare it as f(text) returns json.';
+    end if;
+    -- One at a time, and none while a table is being attached, which looks whether there is one.
+    perform pg_advisory_xact_lock('outbox.outbox'::regclass::oid::bigint);
+    perform outbox.write_expands(
+        register_expand.resource,
+        (
+            select json_object_agg(e.name, e.function order by e.name)
+            from (
+                select e.name, e.function from outbox.expands as e
+                where e.resource = register_expand.resource and e.name <> register_expand.name
+                union all
+                select register_expand.name, register_expand.function::text
+            ) as e
+        )
+    );
+end
+$$;
+comment on function outbox.register_expand(text, text, regproc) is
+    'From now on, changes of the resource carry what the function gives for the record''s id, where a config asks for it.';
+revoke execute on function outbox.register_expand(text, text, regproc) from public;
+
+create function outbox.unregister_expand(resource text, name text) returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    others json;
+begin
+    if current_setting('lock_timeout') = '0' then
+        perform set_config('lock_timeout', '5s', true);
+    end if;
+    perform pg_advisory_xact_lock('outbox.outbox'::regclass::oid::bigint);
+    if not exists (
+        select from outbox.expands as e
+        where e.resource = unregister_expand.resource and e.name = unregister_expand.name
+    ) then
+        return false;
+    end if;
+    select json_object_agg(e.name, e.function order by e.name) into others
+    from outbox.expands as e
+    where e.resource = unregister_expand.resource and e.name <> unregister_expand.name;
+    perform outbox.write_expands(unregister_expand.resource, others);
+    return true;
+end
+$$;
+comment on function outbox.unregister_expand(text, text) is
+    'Changes carry it no more. Returns whether it was registered. What was captured with it keeps it.';
+revoke execute on function outbox.unregister_expand(text, text) from public;

@@ -9,7 +9,7 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from outbox import __version__
-from outbox.core import postback
+from outbox.core import expansions, postback
 from outbox.core.buffer import Buffer, Held
 from outbox.core.model import Answer, Attempt, Failure, FailureKind, PostbackConfig, Retry
 from outbox.core.outcome import Backoff, judge
@@ -105,7 +105,10 @@ class Senders:
         delivery = held.delivery
         if delivery.type is None or delivery.resource is None or delivery.data is None:
             return Failure(FailureKind.MISSING, "the event is no longer kept: its retention is over")
-        body = postback.form_body(delivery.type, delivery.resource, delivery.attempt, delivery.data)
+        data = delivery.data
+        if delivery.expansions is not None:
+            data = expansions.embed(data, delivery.expansions, target.config.expands)
+        body = postback.form_body(delivery.type, delivery.resource, delivery.attempt, data)
         timestamp = held.claimed_at.timestamp() + started - held.clock
         headers = postback.headers(
             delivery.event_id,
