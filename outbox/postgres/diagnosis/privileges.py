@@ -21,9 +21,10 @@ class Need(NamedTuple):
 # FOR NO KEY UPDATE wants UPDATE, also where nothing is updated: so it is with outbox.outbox.
 DAEMON = (
     Need("table", "migrations", ("SELECT",), "compare the schema"),
-    Need("table", "outbox", ("SELECT", "UPDATE", "DELETE"), "route"),
+    Need("table", "outbox", ("SELECT", "INSERT", "UPDATE", "DELETE"), "route"),
     Need("table", "events", ("SELECT", "INSERT"), "route"),
-    Need("table", "postback_configs", ("SELECT",), "find subscribers"),
+    Need("table", "postback_configs", ("SELECT", "UPDATE"), "find subscribers and switch off what only fails"),
+    Need("table", "config_state", ("SELECT", "INSERT", "UPDATE"), "count failures"),
     Need("table", "deliveries", ("SELECT", "INSERT", "UPDATE", "DELETE"), "claim and settle"),
     Need("table", "attempts", ("INSERT",), "record tries"),
     Need("sequence", "doorbell", ("SELECT", "UPDATE"), "be woken"),
