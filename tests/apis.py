@@ -7,6 +7,7 @@ import psycopg
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
+from outbox.api.identity import SignIn
 from outbox.api.server import application
 from outbox.postgres import users
 from outbox.settings import Settings
@@ -16,10 +17,13 @@ Client = TestClient[web.Request, web.Application]
 
 @contextlib.asynccontextmanager
 async def serving(
-    settings: Settings, prepare: Callable[[web.Application], object] = lambda _: None
+    settings: Settings,
+    prepare: Callable[[web.Application], object] = lambda _: None,
+    *,
+    sign_in: SignIn | None = None,
 ) -> AsyncIterator[Client]:
     """Serve the application, `prepare`d with more routes, and give a client of it."""
-    app = application(settings)
+    app = application(settings, sign_in=sign_in)
     prepare(app)
     async with TestClient(TestServer(app)) as client:
         yield client

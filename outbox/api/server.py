@@ -30,7 +30,9 @@ _RETRY_AFTER_SECONDS = "5"
 log = structlog.get_logger("outbox")
 
 
-def application(settings: Settings, *, connections: int = CONNECTIONS) -> web.Application:
+def application(
+    settings: Settings, *, connections: int = CONNECTIONS, sign_in: SignIn | None = None
+) -> web.Application:
     """Return the API as an application of its own; `settings.dsn` must be set. It connects with the first request."""
     links = Links(settings.dsn or "", "api", count=connections, settings=_LONGEST_QUERY)
 
@@ -38,7 +40,9 @@ def application(settings: Settings, *, connections: int = CONNECTIONS) -> web.Ap
         yield
         await links.close()
 
-    app = web.Application(client_max_size=MAX_BYTES, middlewares=[_answer_with_id, _answer_errors, SignIn().middleware])
+    app = web.Application(
+        client_max_size=MAX_BYTES, middlewares=[_answer_with_id, _answer_errors, (sign_in or SignIn()).middleware]
+    )
     app[SETTINGS] = settings
     app[LINKS] = links
     app[SECRET_BOX] = SecretBox(settings.secret_key)
