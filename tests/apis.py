@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import psycopg
 from aiohttp import web
@@ -34,3 +35,11 @@ async def new_user(dsn: str, *location_ids: str) -> dict[str, str]:
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
         user, key = await users.add(conn, "somebody", location_ids or None)
     return {"user-id": str(user.id), "user-api-key": key}
+
+
+def resolved(described: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema that a reference of the OpenAPI document names, or the schema itself."""
+    if "$ref" not in schema:
+        return schema
+    found: dict[str, Any] = described["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    return found

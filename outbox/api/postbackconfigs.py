@@ -78,20 +78,25 @@ async def _show(request: web.Request) -> web.Response:
 async def _change(request: web.Request) -> web.Response:
     raw = await json_body(request, KEY)
     async with request.app[LINKS].connection() as conn, conn.transaction():
-        # Locked, so that the config is still this user's when the edit is made.
+        # Locked, so that what is judged together with the change is still so when it is made.
         current = await listing.visible(conn, _id(request), request[USER].location_ids, lock=True)
         shown = _document(request, current)
         # Who sends back what he read has changed nothing of it.
         wanted = {name: value for name, value in raw.items() if name not in _READ_ONLY or value != shown.get(name)}
         fields = _validated(request, wanted, current)
-        config = await configs.edit(conn, current.id, fields, request.app[SECRET_BOX]) if fields else current
+        config = current
+        if fields:
+            config = await configs.edit(
+                conn, current.id, fields, request.app[SECRET_BOX], locations=request[USER].location_ids
+            )
     return web.json_response({KEY: _document(request, config)})
 
 
 async def _remove(request: web.Request) -> web.Response:
+    locations = request[USER].location_ids
     async with request.app[LINKS].connection() as conn:
-        config = await listing.visible(conn, _id(request), request[USER].location_ids)
-        await configs.remove(conn, config.id)
+        config = await listing.visible(conn, _id(request), locations)
+        await configs.remove(conn, config.id, locations=locations)
     return web.Response(status=204)
 
 

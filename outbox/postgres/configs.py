@@ -31,10 +31,14 @@ where deleted_at is null
 order by created_at, id limit %(limit)s
 """).format(columns=_COLUMNS)
 
+# The location stands in the statement that acts. The tempting look first and `where id = …` after would change a config
+# that was given to another location in between.
+_WITHIN = sql.SQL("(%(locations)s::text[] is null or location_id = any(%(locations)s::text[]))")
+
 _EDIT = sql.SQL("""
 update outbox.postback_configs
 set {changes}, revision = revision + 1, modified_at = now()
-where id = %(id)s and deleted_at is null
+where id = %(id)s and deleted_at is null and {within}
 returning {columns}
 """)
 
@@ -53,10 +57,10 @@ where id = %(id)s and deleted_at is null
 returning {columns}
 """).format(columns=_COLUMNS)
 
-_REMOVE = """
+_REMOVE = sql.SQL("""
 update outbox.postback_configs set deleted_at = now(), revision = revision + 1, modified_at = now()
-where id = %s and deleted_at is null
-"""
+where id = %(id)s and deleted_at is null and {within}
+""").format(within=_WITHIN)
 
 # The tempting `where config_id = … limit n` fits neither partial index and reads the whole table: each state is asked
 # for by its literal. Rows are locked in the order of their key, as settles do, so that the two can not deadlock.
@@ -130,18 +134,25 @@ async def find(
 
 
 async def edit(
-    conn: AsyncConnection, config_id: UUID, changes: Mapping[str, Value], secrets: SecretBox
+    conn: AsyncConnection,
+    config_id: UUID,
+    changes: Mapping[str, Value],
+    secrets: SecretBox,
+    *,
+    locations: Sequence[str] | None = None,
 ) -> PostbackConfig:
     """Store validated changes, of one field at least, and return the config as it is now.
 
-    Raises UnknownConfigError and DeletedConfigError, and as `add` does.
+    `locations`: whose configs may be changed, None for all. Raises UnknownConfigError, for another location's as well,
+    DeletedConfigError, and as `add` does.
     """
     names = _names(changes)
     query = _EDIT.format(
         changes=sql.SQL(", ").join(sql.SQL("{} = {}").format(sql.Identifier(n), sql.Placeholder(n)) for n in names),
+        within=_WITHIN,
         columns=_COLUMNS,
     )
-    return await _change(conn, query, config_id, _stored(changes, names, secrets))
+    return await _change(conn, query, config_id, _stored(changes, names, secrets), locations)
 
 
 async def pause(conn: AsyncConnection, config_id: UUID) -> PostbackConfig:
@@ -154,14 +165,17 @@ async def resume(conn: AsyncConnection, config_id: UUID) -> PostbackConfig:
     return await _change(conn, _RESUME, config_id, {})
 
 
-async def remove(conn: AsyncConnection, config_id: UUID, *, batch: int = 10_000) -> int:
+async def remove(
+    conn: AsyncConnection, config_id: UUID, *, locations: Sequence[str] | None = None, batch: int = 10_000
+) -> int:
     """Delete the config softly, then all that it is owed; return how many deliveries that were.
 
     Each `batch` of rows is a transaction of its own, so the connection must not be in one. Again is no error: it
-    finishes what was interrupted. Raises UnknownConfigError.
+    finishes what was interrupted. `locations` as in `edit`. Raises UnknownConfigError.
     """
     async with conn.transaction():
-        if not (await conn.execute(_REMOVE, [config_id])).rowcount and not await load(conn, [config_id]):
+        removed = (await conn.execute(_REMOVE, {"id": config_id, "locations": _array(locations)})).rowcount
+        if not removed and not await _load_within(conn, config_id, locations):
             raise _absent(config_id, [])
     forgotten = 0
     while True:
@@ -173,14 +187,27 @@ async def remove(conn: AsyncConnection, config_id: UUID, *, batch: int = 10_000)
 
 
 async def _change(
-    conn: AsyncConnection, query: sql.Composed, config_id: UUID, values: Mapping[str, Value]
+    conn: AsyncConnection,
+    query: sql.Composed,
+    config_id: UUID,
+    values: Mapping[str, Value],
+    locations: Sequence[str] | None = None,
 ) -> PostbackConfig:
     async with conn.cursor(row_factory=class_row(PostbackConfig)) as cursor:
-        await cursor.execute(query, {**values, "id": config_id})
+        await cursor.execute(query, {**values, "id": config_id, "locations": _array(locations)})
         changed = await cursor.fetchone()
     if changed is None:
-        raise _absent(config_id, await load(conn, [config_id]))
+        raise _absent(config_id, await _load_within(conn, config_id, locations))
     return changed
+
+
+async def _load_within(conn: AsyncConnection, config_id: UUID, locations: Sequence[str] | None) -> list[PostbackConfig]:
+    found = await load(conn, [config_id])
+    return [config for config in found if locations is None or config.location_id in locations]
+
+
+def _array(locations: Sequence[str] | None) -> list[str] | None:
+    return None if locations is None else list(locations)
 
 
 def _names(fields: Mapping[str, Value]) -> list[str]:
