@@ -12,6 +12,7 @@ MAX_BYTES = 64 * 1024
 """Of a body. The application is built with it; more is answered with 413."""
 MAX_DEPTH = 16
 """Of objects and lists in each other."""
+_LAST_EXACT = 2**53
 
 
 async def json_body(request: web.Request, key: str) -> dict[str, Any]:
@@ -31,7 +32,9 @@ async def json_body(request: web.Request, key: str) -> dict[str, Any]:
 def strict_json(raw: bytes) -> object:
     """Return the value of a JSON text; RefusedError 400 says what is wrong with it."""
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant)
+        value = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=_object, parse_float=_number, parse_constant=_constant
+        )
     except UnicodeDecodeError:
         raise RefusedError(400, "The body is not UTF-8.", field="body") from None
     except RecursionError:
@@ -47,6 +50,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise RefusedError(400, "The body has an object that names a key twice.", field="body")
     return found
+
+
+def _number(text: str) -> int | float:
+    # JSON has one kind of number: 3.0 is 3, as many a writer writes it. Beyond 2**53 not even that is sure.
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) <= _LAST_EXACT else value
 
 
 def _constant(name: str) -> NoReturn:

@@ -36,8 +36,8 @@ log = structlog.get_logger("outbox")
 class SignIn:
     """The sign-in of one application, as a middleware: `middleware` sets request[USER] below /v2/.
 
-    `user_rate` and `user_burst`: requests of one user, a second and at once. `remembered`: seconds that a user who was
-    looked up is known without being looked up again.
+    `user_rate` and `user_burst`: requests of one user, a second and at once. `failure_burst`: failed sign-ins from one
+    address at once. `remembered`: seconds that a user who was looked up is known without being looked up again.
     """
 
     def __init__(
@@ -45,12 +45,13 @@ class SignIn:
         *,
         user_rate: float = USER_RATE,
         user_burst: float = USER_BURST,
+        failure_burst: float = FAILURE_BURST,
         remembered: float = REMEMBERED_SECONDS,
     ) -> None:
         self._remembered = remembered
         self._known: dict[UUID, tuple[float, tuple[User, bytes] | None]] = {}
         self._requests: Buckets[UUID] = Buckets(rate=user_rate, burst=user_burst)
-        self._failures: Buckets[str] = Buckets(rate=FAILURE_RATE, burst=FAILURE_BURST)
+        self._failures: Buckets[str] = Buckets(rate=FAILURE_RATE, burst=failure_burst)
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:

