@@ -19,13 +19,15 @@ _STYLE = (
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 _REFUSALS: Mapping[int, str] = {
-    400: "Broken: no HTTP, a body that is no strict JSON, or sign-in in the query.",
+    400: "Broken: a body that is no strict JSON, a Host that is none, sign-in in the query. What is no HTTP at all, or "
+    "has a line of more than 8190 bytes, gets this in plain text.",
     401: "Nobody signed in.",
     403: "The location is none of the user's.",
     404: "There is none, or it is of another location.",
+    408: "The body did not come in time.",
     409: "It is deleted, or in a state that forbids it.",
     413: f"The body has more than {MAX_BYTES} bytes.",
-    415: "The content type is not application/json in UTF-8.",
+    415: "The content type is not application/json in UTF-8, or the body is compressed.",
     422: "Values are wrong: each field with what is accepted.",
     429: "Too often.",
     500: "Something failed here; the message has a reference to the log.",
@@ -35,7 +37,7 @@ _MORE_HEADERS = {
     401: ("WWW-Authenticate", "Authenticate"), 429: ("Retry-After", "RetryAfter"), 503: ("Retry-After", "RetryAfter"),
 }  # fmt: skip
 _EVERYWHERE = (400, 401, 429, 500, 503)
-_WITH_BODY = (413, 415, 422)
+_WITH_BODY = (408, 413, 415, 422)
 _SORT = "A field, with - in front for the reverse."
 
 

@@ -94,9 +94,18 @@ async def _answer_with_id(request: web.Request, handler: Handler) -> web.StreamR
 @web.middleware
 async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
+        _check_host(request)
         return await handler(request)
     except Exception as error:  # noqa: BLE001 - the one place where an error becomes an answer
         return _answer_to(error, request)
+
+
+def _check_host(request: web.Request) -> None:
+    # Links are made from it, wherever that happens.
+    try:
+        request.url.origin()
+    except ValueError:
+        raise RefusedError(400, "The header Host names no host.", field="host") from None
 
 
 def _answer_to(error: Exception, request: web.Request) -> web.Response:
