@@ -243,9 +243,9 @@ async def test_queries_of_any_bytes(api: Client, path: str) -> None:
     """What is no text is refused, what is long but one is looked for, what is longer than a line may be is 400."""
     name = "url" if path == PATH else "model_id"
     for query, status in (
-        (f"{name}=%00", 422), (f"{name}={'a' * 8000}", 200), (f"{name}={'a' * 20_000}", 400), 
-        ("page=1" + "0" * 400, 422), (f"page_size={10**30}", 422), (f"{name}=%F0%9F%92%A9", 200), (f"{name}=a%0d%0ab", 200), ("%00=1", 422),
-        ("created_ts=" + "9" * 400, 422), ("sort=id;drop", 422), (f"{name}=' or 1=1 --", 200),
+        (f"{name}=%00", 422), (f"{name}={'a' * 8000}", 200), (f"{name}={'a' * 20_000}", 400), ("%00=1", 422),
+        ("page=1" + "0" * 400, 422), (f"page_size={10**30}", 422), ("created_ts=" + "9" * 400, 422),
+        (f"{name}=%F0%9F%92%A9", 200), (f"{name}=a%0d%0ab", 200), ("sort=id;drop", 422), (f"{name}=' or 1=1 --", 200),
     ):  # fmt: skip
         assert (await api.get(f"{path}?{query}")).status == status, query[:40]
     for wrong in ("%FF", "%ED%A0%80", "a%00b", "..%2f..", "%2e%2e", "a" * 4000, "'", "1 or 1=1"):
