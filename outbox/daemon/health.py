@@ -18,12 +18,17 @@ LATE_SECONDS = 10.0
 
 
 class Health:
-    """Whether the process lives, and whether it does its work."""
+    """Whether the process lives, and whether it does its work.
 
-    def __init__(self, dispatcher: Dispatcher, outage: Outage, *, poll_interval: float) -> None:
+    `poll_interval` and `late`: seconds; their sum is how long a turn of the fetch loop may take.
+    """
+
+    def __init__(
+        self, dispatcher: Dispatcher, outage: Outage, *, poll_interval: float, late: float = LATE_SECONDS
+    ) -> None:
         self._dispatcher = dispatcher
         self._outage = outage
-        self._patience = poll_interval + LATE_SECONDS
+        self._patience = poll_interval + late
         self.schema_fits = True
 
     def tell_schema_fits(self, fits: bool) -> None:  # noqa: FBT001 - the one thing that is told
