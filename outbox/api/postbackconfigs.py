@@ -4,6 +4,7 @@ import re
 from typing import Any
 from uuid import UUID
 
+import psycopg
 from aiohttp import web
 from psycopg import AsyncConnection
 
@@ -54,16 +55,22 @@ async def _list(request: web.Request) -> web.Response:
     if page.after is not None:
         _check_cursor(page)
     async with request.app[LINKS].connection() as conn:
-        found, total, following = await listing.page(
-            conn,
-            request[USER].location_ids,
-            filters,
-            sort=page.sort,
-            descending=page.descending,
-            limit=page.size,
-            offset=page.offset,
-            after=page.after,
-        )
+        try:
+            found, total, following = await listing.page(
+                conn,
+                request[USER].location_ids,
+                filters,
+                sort=page.sort,
+                descending=page.descending,
+                limit=page.size,
+                offset=page.offset,
+                after=page.after,
+            )
+        except psycopg.DataError:
+            # What stands in a cursor is cast by the database alone.
+            if page.after is None:
+                raise
+            raise _no_cursor() from None
         documents = [await _expanded(request, conn, config, expand) for config in found]
     meta = lists.meta(request, page, total=total, capped=False, following=following)
     return web.json_response({KEY + "s": documents, "meta": meta})
@@ -188,4 +195,8 @@ def _check_cursor(page: lists.Page) -> None:
         _, last = page.after or ()
         UUID(last)
     except ValueError:
-        raise lists.refuse("after", "must be taken from links.next as it is.") from None
+        raise _no_cursor() from None
+
+
+def _no_cursor() -> RefusedError:
+    return lists.refuse("after", "must be taken from links.next as it is.")
