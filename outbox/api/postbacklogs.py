@@ -81,8 +81,9 @@ def add_routes(app: web.Application) -> None:
     """Add the resource's routes."""
     app.router.add_get(PATH, _list)
     app.router.add_post(PATH + "/replay", _replay_chosen)
-    app.router.add_get(PATH + "/{id}", _show)
-    app.router.add_post(PATH + "/{id}/replay", _replay_one)
+    # An id has a dot: so `replay` is none, and GET there is 405.
+    app.router.add_get(PATH + r"/{id:[^{}/]*\.[^{}/]*}", _show)
+    app.router.add_post(PATH + r"/{id:[^{}/]*\.[^{}/]*}/replay", _replay_one)
 
 
 def to_document(summary: Summary) -> dict[str, Any]:

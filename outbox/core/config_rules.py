@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from outbox.core.model import PostbackConfig
+from outbox.core.url_pattern import URL_PATTERN
 from outbox.errors import UsageError
 
 Value = str | int | bool | None
 
 NEEDS_PRODUCT_TRANSACTION = frozenset({"transaction", "transactionbatch"})
+_EXPANDS = "[A-Za-z0-9_.-]+(?:, *[A-Za-z0-9_.-]+)*"
 
 
 class InvalidConfigError(UsageError):
@@ -42,6 +44,8 @@ class Field:
     """The only values of a string, where there are such."""
     beyond_contract: bool = False
     """Whether the contract does not know it: off by default, and shown only where it is not."""
+    pattern: str = r"^[^\u0000]*$"
+    """What a string must match, said for those who check before they ask. What is checked here stands below."""
 
 
 FIELDS: Mapping[str, Field] = {
@@ -55,7 +59,10 @@ FIELDS: Mapping[str, Field] = {
             name="product_transaction_id", kind="string", least=1, nullable=True,
             text="Only rows of this merchant account; needed for transaction and transactionbatch.",
         ),
-        Field(name="url", kind="string", least=1, most=512, required=True, text="Whom to tell; http or https."),
+        Field(
+            name="url", kind="string", least=1, most=512, required=True, pattern=URL_PATTERN,
+            text="Whom to tell; http or https.",
+        ),
         Field(name="on_create", kind="boolean", default=True, text="Whether it wants CREATE events."),
         Field(name="on_update", kind="boolean", default=True, text="Whether it wants UPDATE events."),
         Field(name="on_delete", kind="boolean", default=True, text="Whether it wants DELETE events."),
@@ -69,12 +76,12 @@ FIELDS: Mapping[str, Field] = {
             text="Seconds from the end of one try to the next.",
         ),
         Field(
-            name="basic_auth_username", kind="string", least=1, most=512, nullable=True,
+            name="basic_auth_username", kind="string", least=1, most=512, nullable=True, pattern=r"^[^:\u0000]*$",
             text="User name of HTTP Basic.",
         ),
         Field(name="basic_auth_password", kind="string", most=512, nullable=True, text="Password of HTTP Basic."),
         Field(
-            name="expands", kind="string", most=512, default="",
+            name="expands", kind="string", most=512, default="", pattern=f"^(?:{_EXPANDS})?$",
             text="Related records to embed in data, separated by commas, e.g. changelogs,tags.",
         ),
         Field(name="format", kind="string", choices=("api-default",), default="api-default", text="Only api-default."),
@@ -199,7 +206,7 @@ def _username_fault(username: str) -> str | None:
 
 
 def _expands_fault(expands: str) -> str | None:
-    if expands and not re.fullmatch(r"[\w.-]+(?:, *[\w.-]+)*", expands, re.ASCII):
+    if expands and not re.fullmatch(_EXPANDS, expands):
         return "must be names separated by commas, such as changelogs,tags."
     return None
 

@@ -88,6 +88,8 @@ async def test_one_has_its_tries(api: Client, tried: str) -> None:
     assert (attempt["outcome"], attempt["status"], attempt["error"]) == ("dead", 200, "no luck")
     assert (attempt["response"], attempt["duration_ms"]) == ("ok", 5)
     assert (await api.get(f"{PATH}/nonsense")).status == 404
+    only_post = await api.get(f"{PATH}/replay")
+    assert (only_post.status, only_post.headers["Allow"]) == (405, "POST")
 
 
 async def test_one_is_replayed_once(api: Client, tried: str) -> None:
