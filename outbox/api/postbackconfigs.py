@@ -14,6 +14,7 @@ from outbox.api.keys import LINKS, SECRET_BOX, SETTINGS, USER
 from outbox.core.config_document import to_document
 from outbox.core.config_rules import FIELDS, InvalidConfigError, Value, validate
 from outbox.core.model import PostbackConfig, User
+from outbox.http.guard import Guard
 from outbox.postgres import configs, history, listing
 from outbox.postgres.configs import UnknownConfigError
 from outbox.postgres.selection import Filter
@@ -102,6 +103,7 @@ def _validated(request: web.Request, raw: dict[str, Any], current: PostbackConfi
         min_attempt_interval=request.app[SETTINGS].min_attempt_interval,
         any_location=user.is_operator,
         current=current,
+        url_fault=Guard.of(request.app[SETTINGS]).url_fault,
     )
     if "location_id" in fields:
         check_location(user, fields["location_id"])
