@@ -20,7 +20,7 @@ from outbox.http.sender import Sender
 HOLD_SECONDS = 60.0
 """How long a delivery is put off that can not be sent for a fault of ours, such as a missing key."""
 
-UNSENT_SECONDS = 5.0
+UNSENT_SECONDS = 2.0
 """How long a delivery is put off that could not be sent for want of descriptors, or of the proxy."""
 
 UNSENT_PAUSE = 1.0

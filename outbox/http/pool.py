@@ -92,7 +92,7 @@ class Pool:
             if not _is_shortage(error):
                 raise
             self.close()  # what is unused has descriptors that are needed now
-            raise UnsentError(f"This process or its machine has too little left for a connection: {error}.") from error
+            raise UnsentError(f"This machine has too little left for a connection: {error.strerror}.") from error
         try:
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             _, connection = await asyncio.get_running_loop().create_connection(

@@ -37,7 +37,8 @@ async def open_tunnel(connected: socket.socket, proxy: Proxy, address: str, port
     except OSError as error:
         raise UnsentError(f"The proxy broke the connection: {error.strerror}.") from error
     answer = _STATUS.match(head)
-    status = int(answer[1]) if answer and b"\r\n\r\n" in head else 0
+    _, end, rest = head.partition(b"\r\n\r\n")
+    status = int(answer[1]) if answer and end else 0
     if status in _UNREACHED:
         raise UnreachedError(f"the proxy reached no server there (status {status})")
     if status == _REFUSED_SIGN_IN:
@@ -45,7 +46,7 @@ async def open_tunnel(connected: socket.socket, proxy: Proxy, address: str, port
     if status >= 300:  # noqa: PLR2004 - a tunnel takes a 2xx
         raise UnsentError(f"The proxy refused CONNECT to port {port} (status {status}).")
     # A refusal may have a body. A tunnel begins behind its head, and the one who speaks first there is us.
-    if status < 200 or not head.endswith(b"\r\n\r\n"):  # noqa: PLR2004 - as above
+    if status < 200 or rest:  # noqa: PLR2004 - as above
         raise UnsentError("The proxy gave no proper answer to CONNECT.")
 
 
