@@ -13,6 +13,7 @@ from collections import defaultdict, deque
 
 import aiohappyeyeballs
 
+from outbox.core.model import Failure, FailureKind
 from outbox.errors import UnsentError
 from outbox.http.connection import Connection
 from outbox.http.guard import Endpoint, Guard
@@ -34,12 +35,12 @@ _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 
 
-class ForbiddenError(Exception):
-    """Nothing may be sent to the endpoint; the message says why. `address`: the one that its name led to."""
+class DialError(Exception):
+    """There is no connection. `failure` is what the try ends in."""
 
-    def __init__(self, message: str, address: str | None = None) -> None:
-        super().__init__(message)
-        self.address = address
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
 
 
 class Pool:
@@ -82,10 +83,10 @@ class Pool:
     async def dial(self, endpoint: Endpoint, end: float) -> Connection:
         """Open a connection; `end`: the loop's time until when it is of use.
 
-        Raises ForbiddenError, UnsentError, UnreachedError, OSError (socket.gaierror, ssl.SSLError) or UnicodeError.
+        Raises DialError, UnsentError, OSError (socket.gaierror, ssl.SSLError) or UnicodeError.
         """
         if refusal := self._guard.refusal(endpoint):
-            raise ForbiddenError(refusal)
+            raise DialError(Failure(FailureKind.FORBIDDEN, refusal))
         try:
             connected = await self._connected(endpoint, end)
         except OSError as error:
@@ -101,9 +102,12 @@ class Pool:
                 ssl=self._tls if endpoint.is_tls else None,
                 server_hostname=endpoint.host if endpoint.is_tls else None,
             )
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 connected.close()
+            if endpoint.is_tls and isinstance(error, ConnectionError):
+                message = "TLS failed: the server broke off the handshake"
+                raise DialError(Failure(FailureKind.TLS, message)) from error
             raise
         return connection
 
@@ -115,13 +119,13 @@ class Pool:
         return await self._through(self._proxy, addresses, end)
 
     def _allowed(self, addresses: list[AddressInfo]) -> list[AddressInfo]:
-        """Return those that may be dialled; ForbiddenError when there is none."""
+        """Return those that may be dialled; DialError when there is none."""
         refusals = {str(each[4][0]): self._guard.address_refusal(str(each[4][0])) for each in addresses}
         allowed = [each for each in addresses if refusals[str(each[4][0])] is None]
         if not allowed:
             # The address is kept apart: whoever owns the URL is not told what names mean in this network.
             address, refusal = next(iter(refusals.items()))
-            raise ForbiddenError(f"the host's address is {refusal}", address)
+            raise DialError(Failure(FailureKind.FORBIDDEN, f"the host's address is {refusal}", address=address))
         return allowed
 
     async def _through(self, proxy: Proxy, addresses: list[AddressInfo], end: float) -> socket.socket:
@@ -139,7 +143,7 @@ class Pool:
                 raise
             else:
                 return connected
-        raise unreached or UnreachedError("there is no address")
+        raise DialError(Failure(FailureKind.CONNECT, f"no connection: {unreached}")) from unreached
 
     async def _to(self, proxy: Proxy, end: float) -> socket.socket:
         loop = asyncio.get_running_loop()

@@ -25,8 +25,7 @@ from outbox.core.url import UrlFaultError, parse
 from outbox.errors import UsageError
 from outbox.http.connection import Connection, tls_words
 from outbox.http.guard import Endpoint, Guard
-from outbox.http.pool import ForbiddenError, Pool
-from outbox.http.proxy import UnreachedError
+from outbox.http.pool import DialError, Pool
 from outbox.http.resolver import LookUp
 from outbox.settings import DEFAULT_PORTS, Network, Proxy, Settings
 
@@ -143,10 +142,8 @@ class Sender:
         try:
             async with asyncio.timeout_at(end):
                 return await self._pool.dial(endpoint, end)
-        except ForbiddenError as error:
-            return Failure(FailureKind.FORBIDDEN, str(error), address=error.address)
-        except UnreachedError as error:
-            return Failure(FailureKind.CONNECT, f"no connection: {error}")
+        except DialError as error:
+            return error.failure
         except TimeoutError as error:
             if error.errno is not None:  # the system's own, not our deadline
                 return Failure(FailureKind.CONNECT, f"no connection: {os.strerror(error.errno)}")
