@@ -27,6 +27,7 @@ KEPT_ANSWER = 1024
 _SWITCHING = 101
 _FINAL = 200
 _BODILESS = (204, 304)
+_AROUND_A_FIELD = len(": \r\n")
 _WANTED = (b"retry-after", b"date", b"content-length", b"transfer-encoding")
 
 
@@ -51,6 +52,7 @@ class Connection(asyncio.Protocol):
         self._bytes = 0
         self._head_bytes = 0
         self._field_count = 0
+        self._field_bytes = 0
         self._body_bytes = 0
         self._kept = b""
         self._fields: dict[bytes, str] = {}
@@ -108,6 +110,9 @@ class Connection(asyncio.Protocol):
             self.close()
             return
         self._bytes += len(data)
+        if self._bytes > MAX_WIRE:
+            self._fail(FailureKind.OVERSIZED, f"the answer is longer than {MAX_WIRE} bytes")
+            return
         if self._status is None:
             self._head_bytes += len(data)
         try:
@@ -118,8 +123,6 @@ class Connection(asyncio.Protocol):
             self._fail(FailureKind.BROKEN, "the answer is not proper HTTP")
         if self._status is None and self._head_bytes > MAX_HEAD:
             self._fail(FailureKind.OVERSIZED, f"the answer's head is longer than {MAX_HEAD} bytes")
-        elif self._bytes > MAX_WIRE and not self._complete:
-            self._fail(FailureKind.OVERSIZED, f"the answer is longer than {MAX_WIRE} bytes")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Conclude what was under way."""
@@ -150,9 +153,11 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep what matters."""
         self._field_count += 1
+        self._field_bytes += len(name) + len(value) + _AROUND_A_FIELD
         if self._field_count > MAX_FIELDS:
             self._fail(FailureKind.OVERSIZED, f"the answer has more than {MAX_FIELDS} fields")
-            return
+        elif self._field_bytes > MAX_HEAD:
+            self._fail(FailureKind.OVERSIZED, f"the answer's head is longer than {MAX_HEAD} bytes")
         if self._status is not None:
             return  # a trailer
         key = name.lower()
