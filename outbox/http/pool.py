@@ -93,7 +93,7 @@ class Pool:
             if not _is_shortage(error):
                 raise
             self.close()  # what is unused has descriptors that are needed now
-            raise UnsentError(f"This machine has too little left for a connection: {error.strerror}.") from error
+            raise UnsentError(f"This machine has too little left for a connection: {_words(error)}.") from error
         try:
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             _, connection = await asyncio.get_running_loop().create_connection(
@@ -154,7 +154,7 @@ class Pool:
         except OSError as error:
             if _is_shortage(error):
                 raise
-            raise UnsentError(f"The proxy can not be reached: {error.strerror or 'no connection in time'}.") from error
+            raise UnsentError(f"The proxy can not be reached: {_words(error)}.") from error
 
     def close(self) -> None:
         """Close what is unused."""
@@ -192,3 +192,10 @@ def _is_shortage(error: OSError) -> bool:
     except OSError as fault:
         return fault.errno in _NO_DESCRIPTOR
     return False
+
+
+def _words(error: OSError) -> str:
+    """Return what went wrong, and neither address nor file."""
+    if error.errno is None:
+        return "no connection in time" if isinstance(error, TimeoutError) else "no connection"
+    return str(error.strerror) if isinstance(error, socket.gaierror) else os.strerror(error.errno)
