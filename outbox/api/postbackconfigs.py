@@ -15,6 +15,7 @@ from outbox.api.keys import LINKS, SECRET_BOX, SETTINGS, USER
 from outbox.core.config_document import TROUBLES, to_document
 from outbox.core.config_rules import FIELDS, Value, validate
 from outbox.core.model import PostbackConfig, User
+from outbox.http.guard import Guard
 from outbox.postgres import configs, history, listing
 from outbox.postgres.configs import UnknownConfigError
 from outbox.postgres.selection import Filter
@@ -117,6 +118,7 @@ def _validated(request: web.Request, raw: dict[str, Any], current: PostbackConfi
         # Whose locations are whose is no question of form: it is answered below, with 403.
         any_location=True,
         current=current,
+        url_fault=Guard.of(request.app[SETTINGS]).url_fault,
     )
     if "location_id" in fields:
         check_location(user, fields["location_id"])

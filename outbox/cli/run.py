@@ -24,7 +24,7 @@ _SETTINGS = (
     "request_timeout",
     "drain_timeout",
     "workers",
-    "allow_networks",
+    *options.WAY_OUT,
     "secret_key",
     "listen",
     "min_attempt_interval",

@@ -20,7 +20,7 @@ log = structlog.get_logger("outbox")
 
 
 @click.command()
-@options.settings("dsn", "secret_key", "min_attempt_interval", "listen", "allow_networks")
+@options.settings("dsn", "secret_key", "min_attempt_interval", "listen", *options.DESTINATIONS)
 def serve(settings: Settings) -> None:
     """Serve the HTTP API, on 127.0.0.1:8080 unless OUTBOX_LISTEN says otherwise, until SIGTERM or SIGINT.
 

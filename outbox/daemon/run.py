@@ -40,9 +40,7 @@ async def run_daemon(
     dsn = settings.dsn or ""
     await _prepare(dsn)
     outage = Outage()
-    async with Sender(
-        timeout=settings.request_timeout, allow_networks=settings.allow_networks, connections=settings.concurrency
-    ) as sender:
+    async with Sender.of(settings, connections=settings.concurrency) as sender:
         dispatcher = Dispatcher(settings, sender, Targets(SecretBox(settings.secret_key)), outage)
         state = health.Health(dispatcher, outage, poll_interval=settings.poll_interval)
         app = web.Application() if application is None else application

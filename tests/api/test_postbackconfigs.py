@@ -1,5 +1,6 @@
 """/v2/postbackconfigs over a real server: the source document's example, edits, lists and what is refused."""
 
+import ipaddress
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
@@ -13,6 +14,7 @@ from outbox.settings import Settings
 from tests.apis import Client, new_user, serving
 
 LOCATION = "23948sdnfia1129i9asf92"
+LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
 PATH = "/v2/postbackconfigs"
 REQUEST: dict[str, Any] = {
     "attempt_interval": 300, "basic_auth_username": None, "basic_auth_password": None, "expands": "",
@@ -24,7 +26,7 @@ REQUEST: dict[str, Any] = {
 @pytest.fixture
 async def api(db: str) -> AsyncIterator[Client]:
     key = Fernet.generate_key().decode()
-    async with serving(Settings(dsn=db, secret_key=(key,))) as client:
+    async with serving(Settings(dsn=db, secret_key=(key,), allow_networks=LOOPBACK)) as client:
         client.session.headers.update(await new_user(db, LOCATION))
         yield client
 
@@ -72,6 +74,27 @@ async def test_put_changes_only_what_it_names(api: Client, conn: psycopg.Connect
     # Pausing is the operator's.
     refused = await api.put(at, json={"postbackconfig": {"paused": "0"}})
     assert set((await refused.json())["errors"]) == {"paused"}
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://10.0.0.1/", "url is forbidden: 10.0.0.1 is a private address, and no allowed network has it."),
+        (
+            "http://169.254.169.254/latest/meta-data",
+            "url is forbidden: 169.254.169.254 is a cloud's metadata address, and no allowed network has it.",
+        ),
+        ("http://h.example:22/", "url is forbidden: port 22 is not allowed, only 80, 443, 1024-65535."),
+        ("http://2130706433/", "url must have a valid host: a name, an IPv4 address or an IPv6 address in brackets."),
+    ],
+)
+async def test_a_forbidden_url_is_refused_with_its_reason(api: Client, url: str, message: str) -> None:
+    """On create and on edit, 422; an edit that does not change the URL needs no permission for it."""
+    answer = await api.post(PATH, json={"postbackconfig": REQUEST | {"url": url}})
+    assert (answer.status, await answer.json()) == (422, {"errors": {"url": [message]}})
+    at = f"{PATH}/{(await create(api))['id']}"
+    answer = await api.put(at, json={"postbackconfig": {"url": url}})
+    assert (answer.status, await answer.json()) == (422, {"errors": {"url": [message]}})
 
 
 async def test_a_deleted_config_answers_409(api: Client) -> None:
