@@ -4,7 +4,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (2, 'tables', '63ddba12c50ae12ef9958c0f5f447eab3c7eece091a67ddc722bd0f1efe89a92');
+values (2, 'tables', '38e06c5dd69a2ec267e16129bd264cbcf82eeaf9908ed6c55e34ecf1c555448a');
 
 -- What the triggers write and the daemon takes away within milliseconds. It has no index but its key, no
 -- foreign key and no partitions, so that the application's writer pays one plain insert.
@@ -54,6 +54,7 @@ create table outbox.postback_configs (
     id uuid not null default gen_random_uuid(),
     location_id text,
     resource text not null,
+    former_resources text[] not null default '{}',
     product_transaction_id text,
     url text not null,
     on_create boolean not null default true,
@@ -94,8 +95,26 @@ comment on table outbox.postback_configs is 'A subscription: what to watch and w
 comment on column outbox.postback_configs.revision is 'Counts edits: tells a daemon that what it remembers is old.';
 comment on column outbox.postback_configs.paused_at is 'Since when it collects what it is owed and sends nothing.';
 comment on column outbox.postback_configs.deleted_at is 'A deleted config stays, so that its id answers "deleted".';
+comment on column outbox.postback_configs.former_resources is
+    'What it was for before: its log may have deliveries of these, so a search for them must not pass it over.';
+create index postback_configs_location on outbox.postback_configs (location_id);
 create index postback_configs_match on outbox.postback_configs (resource, location_id)
 where is_active and deleted_at is null;
+
+create function outbox.keep_former_resource() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if old.resource <> all (new.former_resources) then
+        new.former_resources := new.former_resources || old.resource;
+    end if;
+    return new;
+end
+$$;
+revoke execute on function outbox.keep_former_resource() from public;
+create trigger keep_former_resource before update of resource on outbox.postback_configs
+for each row when (old.resource <> new.resource) execute function outbox.keep_former_resource();
 
 -- What is still owed: as small as the debt. Acknowledging deletes the row.
 -- No foreign keys: each would lock a config's row for every delivery, and daemons would queue there.
@@ -134,6 +153,12 @@ comment on column outbox.deliveries.leased is
 comment on column outbox.deliveries.event_created_at is 'Finds the event''s partition.';
 create index deliveries_due on outbox.deliveries (config_id, due_at) where state = 'pending';
 create index deliveries_dead on outbox.deliveries (config_id, died_at) where state = 'dead';
+-- For lists in the order of capture. The id is in them because one transaction captures all its rows at one time.
+-- Each is for one state: the claim, which must not read what is dead, can use neither by mistake.
+create index deliveries_pending_captured on outbox.deliveries (config_id, event_created_at, event_id)
+where state = 'pending';
+create index deliveries_dead_captured on outbox.deliveries (config_id, event_created_at, event_id)
+where state = 'dead';
 
 create table outbox.attempts (
     event_id uuid not null,
@@ -154,6 +179,8 @@ create table outbox.attempts (
 comment on table outbox.attempts is 'One try: when, how long, the status or the error, the first bytes of the answer.';
 -- Each try stands in one of these two: a config's last success and last failure are one probe each.
 create index attempts_delivered on outbox.attempts (config_id, at) where outcome = 'delivered';
+create index attempts_delivered_captured on outbox.attempts (config_id, event_created_at, event_id)
+where outcome = 'delivered';
 create index attempts_failed on outbox.attempts (config_id, at) where outcome <> 'delivered';
 
 -- A row of a day that has no partition (a clock that jumps, a daemon that was away) lands here and is not lost.

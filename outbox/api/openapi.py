@@ -132,7 +132,7 @@ def _paths() -> dict[str, Any]:
     one = [_parameter("id", "The id.", where="path")]
     expand = [_parameter("expand", f"Of {', '.join(configs.EXPANSIONS)}, separated by commas.")]
     paging = [
-        _parameter("page", f"From 1 to {lists.MAX_PAGE}."),
+        _parameter("page", f"From 1; times page_size it may be {lists.REACH}, and after leads on behind that."),
         _parameter("page_size", f"From 1 to {lists.MAX_PAGE_SIZE}; {lists.PAGE_SIZE} if not given."),
         _parameter("after", "The cursor, as it stands in meta.pagination.links.next."),
     ]
@@ -161,7 +161,7 @@ def _paths() -> dict[str, Any]:
             "get": _operation(
                 "List postback logs.", 200, _list_of(logs.KEY, log),
                 parameters=[
-                    *paging, _parameter("sort", sort + "state_ts"),
+                    *paging, _parameter("sort", sort + ", ".join(logs.SORTS)),
                     *(_parameter(name, text) for name, text in logs.FILTERS.items()),
                 ],
             ),

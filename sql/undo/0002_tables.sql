@@ -7,5 +7,6 @@ drop function outbox.make_partitions(integer);
 drop table outbox.attempts;
 drop table outbox.deliveries;
 drop table outbox.postback_configs;
+drop function outbox.keep_former_resource();
 drop table outbox.events;
 drop table outbox.outbox;

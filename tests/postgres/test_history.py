@@ -101,7 +101,7 @@ async def test_pages_meet_without_gap_or_overlap(conn: psycopg.Connection, aconn
         everything = await history.deliveries(aconn, chosen, limit=100)
         paged = page = await history.deliveries(aconn, chosen, limit=4)
         while page:
-            page = await history.deliveries(aconn, chosen, limit=4, after=page[-1].position)
+            page = await history.deliveries(aconn, chosen, limit=4, after=page[-1].position())
             paged = paged + page
         assert paged == everything
         assert len(everything) in {30, 10, 2}
