@@ -109,7 +109,14 @@ def to_document(summary: Summary) -> dict[str, Any]:
 
 
 async def _list(request: web.Request) -> web.Response:
-    page = lists.read_page(request, filters=FILTERS, sorts=tuple(SORTS), default="-created_ts")
+    ranges = [name for name in SORTS if name in request.query]
+    default = ranges[0] if ranges else "created_ts"
+    page = lists.read_page(request, filters=FILTERS, sorts=tuple(SORTS), default=f"-{default}")
+    if ranges and page.sort not in ranges:
+        # It would read all that is in the order and not in the range.
+        raise lists.refuse(
+            "sort", f"must be {ranges[0]} or -{ranges[0]} where that is a filter and {page.sort} is none."
+        )
     lists.expansions(request, ())
     chosen = _chosen(request, {name: request.query[name] for name in FILTERS if name in request.query})
     order = SORTS[page.sort]
