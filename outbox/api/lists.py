@@ -27,6 +27,8 @@ class Page:
     sort: str
     descending: bool
     after: tuple[str, ...] | None
+    reach: int
+    """The last row that a number alone reaches."""
 
     @property
     def offset(self) -> int:
@@ -39,7 +41,9 @@ def refuse(name: str, message: str) -> RefusedError:
     return RefusedError(422, f"{name} {message}", field=name)
 
 
-def read_page(request: web.Request, *, filters: Collection[str], sorts: Collection[str], default: str) -> Page:
+def read_page(
+    request: web.Request, *, filters: Collection[str], sorts: Collection[str], default: str, reach: int = REACH
+) -> Page:
     """Return the page that the query asks for; RefusedError 422 for parameters that are unknown, double or wrong."""
     query = request.query
     for name in query:
@@ -53,13 +57,13 @@ def read_page(request: web.Request, *, filters: Collection[str], sorts: Collecti
     after = _cursor(query["after"], sort) if "after" in query else None
     number = _number(query.get("page", "1"), "page", 10**8)
     size = _number(query.get("page_size", str(PAGE_SIZE)), "page_size", MAX_PAGE_SIZE)
-    if after is None and number * size > REACH:
+    if after is None and number * size > reach:
         raise refuse(
             "page",
-            f"times page_size must be {REACH} at most. Follow meta.pagination.links.next, whose `after` goes on from "
+            f"times page_size must be {reach} at most. Follow meta.pagination.links.next, whose `after` goes on from "
             "any page to the next.",
         )
-    return Page(number, size, sort.removeprefix("-"), sort.startswith("-"), after)
+    return Page(number, size, sort.removeprefix("-"), sort.startswith("-"), after, reach)
 
 
 def expansions(request: web.Request, accepted: Collection[str]) -> set[str]:
@@ -78,7 +82,7 @@ def meta(request: web.Request, page: Page, *, total: int, capped: bool, followin
         sort = f"-{page.sort}" if page.descending else page.sort
         cursor = base64.urlsafe_b64encode(json.dumps([sort, *following]).encode()).decode().rstrip("=")
         links["next"] = {"href": str(request.url.update_query(page=page.number + 1, after=cursor))}
-    if not capped and pages * page.size <= REACH:
+    if not capped and pages * page.size <= page.reach:
         links["last"] = {"href": str(request.url.without_query_params("after").update_query(page=pages))}
     pagination: dict[str, Any] = {
         "links": links, "totalCount": total, "pageCount": pages, "currentPage": page.number, "perPage": page.size,

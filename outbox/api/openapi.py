@@ -132,7 +132,7 @@ def _paths() -> dict[str, Any]:
     one = [_parameter("id", "The id.", where="path")]
     expand = [_parameter("expand", f"Of {', '.join(configs.EXPANSIONS)}, separated by commas.")]
     paging = [
-        _parameter("page", f"From 1; times page_size it may be {lists.REACH}, and after leads on behind that."),
+        _parameter("page", f"From 1; times page_size up to {lists.REACH}, of logs {logs.COUNTED}. Behind that: after."),
         _parameter("page_size", f"From 1 to {lists.MAX_PAGE_SIZE}; {lists.PAGE_SIZE} if not given."),
         _parameter("after", "The cursor, as it stands in meta.pagination.links.next."),
     ]

@@ -24,7 +24,10 @@ from outbox.postgres.selection import Filter, Order, Position, State
 KEY = "postbacklog"
 PATH = "/v2/postbacklogs"
 COUNTED = 1000
-"""Rows that a list counts at most; more is told as `totalCountIsCapped`. Only the first page counts."""
+"""Rows that a list counts at most; more is told as `totalCountIsCapped`. Only the first page counts.
+
+Pages by number reach as far: in the worst case each config is asked for that many rows.
+"""
 NEW, WAITING, DELIVERED, DEAD = 1, 2, 3, 4
 SORTS: Mapping[str, Order] = {"created_ts": Order.CAPTURED, "state_ts": Order.FILED}
 """Fields that a list can be sorted by. By `created_ts` a log keeps its place, whatever becomes of it."""
@@ -111,7 +114,7 @@ def to_document(summary: Summary) -> dict[str, Any]:
 async def _list(request: web.Request) -> web.Response:
     ranges = [name for name in SORTS if name in request.query]
     default = ranges[0] if ranges else "created_ts"
-    page = lists.read_page(request, filters=FILTERS, sorts=tuple(SORTS), default=f"-{default}")
+    page = lists.read_page(request, filters=FILTERS, sorts=tuple(SORTS), default=f"-{default}", reach=COUNTED)
     if ranges and page.sort not in ranges:
         # It would read all that is in the order and not in the range.
         raise lists.refuse(

@@ -231,7 +231,8 @@ def selection(
             if by_config and chosen.config is None:
                 # In the order of capture what was acknowledged twice stands in one place: for that place no row of the
                 # table is needed, and the index alone has the rest.
-                head = _rows(parts, wanted, others if order is Order.CAPTURED else checks, limit=SQL("1"))
+                one_place = order is Order.CAPTURED and chosen.since is None and chosen.until is None
+                head = _rows(parts, wanted, others if one_place else checks, limit=SQL("1"))
                 rows = _rows(parts, [*wanted, *edge], checks)
                 states.append(SQL(_OF_MANY).format(**parts, head=head, rows=rows))
             else:

@@ -265,6 +265,24 @@ async def test_a_page_reads_little_of_50000_rows(every_db: str) -> None:
                 assert read < 2500, (chosen, read, plan)
 
 
+async def test_what_left_a_range_hides_nothing_that_is_in_it(
+    conn: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """A newer event was delivered within the range and again behind it: the page has the older event of another."""
+    add_config(conn)
+    conn.execute("insert into contacts values (1, 'L', 'x')")
+    [older] = await try_all(aconn, Delivered())
+    add_config(conn, "M")
+    conn.execute("insert into contacts values (2, 'M', 'x')")
+    [newer] = await try_all(aconn, Delivered())
+    until = await history.now(aconn)
+    await replay(aconn, Filter(event=newer.event_id))
+    await try_all(aconn, Delivered())
+    chosen = Filter(since=older.event_created_at, until=until)
+    found = await history.deliveries(aconn, chosen, limit=1, order=Order.CAPTURED)
+    assert [each.event_id for each in found] == [older.event_id]
+
+
 async def test_what_a_config_was_for_is_found(conn: psycopg.Connection, aconn: psycopg.AsyncConnection) -> None:
     """A search by resource begins with the configs that are for it, and does not forget those that were."""
     config, other = add_config(conn), add_config(conn)
