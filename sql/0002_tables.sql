@@ -4,7 +4,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (2, 'tables', '6ac4052b6cdf221aa824859596fabc35937b525783e56d76ed56c5627932c1e6');
+values (2, 'tables', '83321b4b75800ae6cd9d5528a3f76a187aa11fc23ad20e958f36eae2118b06d2');
 
 -- What the triggers write and the daemon takes away within milliseconds. It has no index but its key, no
 -- foreign key and no partitions, so that the application's writer pays one plain insert.
@@ -54,6 +54,7 @@ create table outbox.postback_configs (
     id uuid not null default gen_random_uuid(),
     location_id text,
     resource text not null,
+    former_resources text[] not null default '{}',
     product_transaction_id text,
     url text not null,
     on_create boolean not null default true,
@@ -122,6 +123,9 @@ comment on column outbox.postback_configs.exhausted_at is 'When a delivery of it
 comment on column outbox.postback_configs.disabled_at is 'When we switched it off; the reason stands beside it.';
 comment on column outbox.postback_configs.governed is
     'Whether its deliveries are claimed by the rules of its order, its pace or its circuit.';
+comment on column outbox.postback_configs.former_resources is
+    'What it was for before: its log may have deliveries of these, so a search for them must not pass it over.';
+create index postback_configs_location on outbox.postback_configs (location_id);
 create index postback_configs_match on outbox.postback_configs (resource, location_id)
 where is_active and deleted_at is null;
 create index postback_configs_governed on outbox.postback_configs (id)
@@ -154,6 +158,21 @@ comment on column outbox.config_state.troubles is
 comment on column outbox.config_state.tokens is 'Tries that its rate limit allows, as of refilled_at.';
 comment on column outbox.config_state.probe_at is 'When its open circuit lets the next probe through.';
 create index config_state_failing on outbox.config_state (config_id) where failures > 0;
+
+create function outbox.keep_former_resource() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if old.resource <> all (new.former_resources) then
+        new.former_resources := new.former_resources || old.resource;
+    end if;
+    return new;
+end
+$$;
+revoke execute on function outbox.keep_former_resource() from public;
+create trigger keep_former_resource before update of resource on outbox.postback_configs
+for each row when (old.resource <> new.resource) execute function outbox.keep_former_resource();
 
 -- What is still owed: as small as the debt. Acknowledging deletes the row.
 -- No foreign keys: each would lock a config's row for every delivery, and daemons would queue there.
@@ -196,6 +215,12 @@ comment on column outbox.deliveries.order_key is
 create index deliveries_due on outbox.deliveries (config_id, due_at) where state = 'pending';
 create index deliveries_dead on outbox.deliveries (config_id, died_at) where state = 'dead';
 create index deliveries_order on outbox.deliveries (config_id, order_key, state, event_id) where order_key is not null;
+-- For lists in the order of capture. The id is in them because one transaction captures all its rows at one time.
+-- Each is for one state: the claim, which must not read what is dead, can use neither by mistake.
+create index deliveries_pending_captured on outbox.deliveries (config_id, event_created_at, event_id)
+where state = 'pending';
+create index deliveries_dead_captured on outbox.deliveries (config_id, event_created_at, event_id)
+where state = 'dead';
 
 create table outbox.attempts (
     event_id uuid not null,
@@ -216,6 +241,8 @@ create table outbox.attempts (
 comment on table outbox.attempts is 'One try: when, how long, the status or the error, the first bytes of the answer.';
 -- Each try stands in one of these two: a config's last success and last failure are one probe each.
 create index attempts_delivered on outbox.attempts (config_id, at) where outcome = 'delivered';
+create index attempts_delivered_captured on outbox.attempts (config_id, event_created_at, event_id)
+where outcome = 'delivered';
 create index attempts_failed on outbox.attempts (config_id, at) where outcome <> 'delivered';
 
 -- A row of a day that has no partition (a clock that jumps, a daemon that was away) lands here and is not lost.

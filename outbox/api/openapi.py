@@ -156,7 +156,12 @@ def _config_paths() -> dict[str, Any]:
                 "List configs.",
                 {200: _answer("The page.", _list_of(key, config))},
                 (422,),
-                parameters=[*_paging(), expand, _parameter("sort", _SORT, schemas.sorts(listing.COLUMNS)), *filters],
+                parameters=[
+                    *_paging(lists.REACH),
+                    expand,
+                    _parameter("sort", _SORT, schemas.sorts(listing.COLUMNS)),
+                    *filters,
+                ],
             ),
             "post": _operation(
                 "createPostbackconfig", "Create a config.", {201: made}, (403,), body=_in(key, config + "Create")
@@ -201,7 +206,11 @@ def _log_paths() -> dict[str, Any]:
                 "List postback logs.",
                 {200: _answer("The page.", _list_of(key, log))},
                 (422,),
-                parameters=[*_paging(), _parameter("sort", _SORT, schemas.sorts(("state_ts",))), *filters],
+                parameters=[
+                    *_paging(postbacklogs.COUNTED),
+                    _parameter("sort", _SORT, schemas.sorts(tuple(postbacklogs.SORTS))),
+                    *filters,
+                ],
             )
         },
         path + "/{id}": {
@@ -257,12 +266,12 @@ def _open(name: str, summary: str, answers: dict[int, Any]) -> dict[str, Any]:
     return {"get": described}
 
 
-def _paging() -> list[dict[str, Any]]:
+def _paging(reach: int) -> list[dict[str, Any]]:
     return [
         _parameter(
             "page",
-            "Which page; behind the last of these links.next leads on, with after.",
-            schemas.number(1, lists.MAX_PAGE, 1),
+            f"Times page_size up to {reach}; links.next leads on from any page, with after.",
+            schemas.number(1, reach, 1),
         ),
         _parameter("page_size", "Rows of a page.", schemas.number(1, lists.MAX_PAGE_SIZE, lists.PAGE_SIZE)),
         _parameter(

@@ -8,5 +8,6 @@ drop table outbox.attempts;
 drop table outbox.deliveries;
 drop table outbox.config_state;
 drop table outbox.postback_configs;
+drop function outbox.keep_former_resource();
 drop table outbox.events;
 drop table outbox.outbox;
