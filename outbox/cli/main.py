@@ -4,7 +4,7 @@ import click
 import psycopg
 
 from outbox import __version__
-from outbox.cli import config, deliveries, demo, run, schema, serve, status, user
+from outbox.cli import config, deliveries, demo, prune, run, schema, serve, status, user
 from outbox.errors import OutboxError, UsageError
 
 
@@ -37,6 +37,7 @@ for _command in (
     deliveries.deliveries,
     deliveries.replay_,
     status.status,
+    prune.prune,
     demo.demo,
 ):
     main.add_command(_command)

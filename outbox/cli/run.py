@@ -28,6 +28,8 @@ _SETTINGS = (
     "secret_key",
     "listen",
     "min_attempt_interval",
+    "retention",
+    "retention_dead",
 )
 
 
