@@ -37,7 +37,7 @@ class Housekeeper:
         """Do it, for ever. What fails is logged and done the next time."""
         while True:
             try:
-                await self._round()
+                await self.once()
             except ElsewhereError:
                 pass  # another daemon is at it; what it leaves is for the next round
             except Exception as error:  # noqa: BLE001 - whatever it is, there is a next round
@@ -45,10 +45,11 @@ class Housekeeper:
                 if not (isinstance(error, TRANSIENT) and _is_outage(error)):
                     log.warning("housekeeping.failed", error=_short(error))
             finally:
-                await self._link.drop()
+                await self.close()
             await asyncio.sleep(_EVERY)
 
-    async def _round(self) -> None:
+    async def once(self) -> None:
+        """Do what is to be done now. Raises ElsewhereError and what the database raises."""
         conn = await self._link.connection()
         fits = not migrations.differences(await migrations.applied(conn), migrations.known_migrations())
         self._schema_fits(fits)
@@ -61,6 +62,10 @@ class Housekeeper:
         await self._vacuum(conn)
         if time.monotonic() >= self._prune_at:
             await self._prune(conn)
+
+    async def close(self) -> None:
+        """Close its connection; the next round opens one."""
+        await self._link.drop()
 
     async def _vacuum(self, conn: psycopg.AsyncConnection) -> None:
         for table in await housekeeping.starved(conn):
