@@ -3,7 +3,10 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (6, 'retention', '7a1bb06f24dcfdf48bd26427dfbe6ebc8083742805ebc742bbb7923d7fd32cfa');
+values (6, 'retention', '446ade79a31042ff9534e2af23a20c9c08ac466acef1b02c57d9bcd63a20dfc6');
+
+-- It queues for the parent's lock as well, and whoever comes after it waits as long as it does.
+alter function outbox.make_partitions(integer) set lock_timeout = '50ms';
 
 -- Read from the catalog and not from the names, so that a DBA's own partitions (a month, a year) count as well. The
 -- one without an end, and the default, have no `until` and are never whole days of the past.
@@ -16,7 +19,7 @@ set timezone = 'UTC'
 set datestyle = 'ISO'
 as $$
     select p.relname, c.relname, b.ends[1]::timestamptz, b.ends[2]::timestamptz,
-        case when c.reltuples >= 0 then c.reltuples::bigint end, pg_total_relation_size(c.oid)
+        case when c.reltuples >= 0 then c.reltuples::bigint end, coalesce(pg_total_relation_size(c.oid), 0)
     from pg_inherits i
     join pg_class p on p.oid = i.inhparent
     join pg_class c on c.oid = i.inhrelid
@@ -66,6 +69,7 @@ declare
     first_id uuid;
     last_id uuid;
     owed text;
+    parent_locked boolean := false;
 begin
     kept := 0;
     -- Whatever was asked for: no day goes that is younger than a day.
@@ -83,7 +87,7 @@ begin
             begin
                 execute format('lock table outbox.%I in share row exclusive mode nowait', partition);
             exception when lock_not_available or undefined_table then
-                fate := 'busy';
+                fate := 'held';
                 return;
             end;
         end if;
@@ -126,12 +130,14 @@ begin
     perform set_config('synchronous_commit', 'local', true);
     for attempt in 1..quiet_tries + 1 loop
         begin
+            parent_locked := false;
             -- The parent before its partitions, as every statement does.
             if attempt <= quiet_tries then
                 execute format('lock table only outbox.%I in access exclusive mode nowait', day.parent);
             else
                 execute format('lock table only outbox.%I in access exclusive mode', day.parent);
             end if;
+            parent_locked := true;
             execute format('lock table outbox.%I in access exclusive mode nowait', partition);
             execute format('lock table outbox.%I in access exclusive mode nowait', day.parent || '_default');
             execute format('drop table outbox.%I', partition);
@@ -164,13 +170,13 @@ begin
     if kept > 0 then
         execute format('drop table outbox.%I', anew);
     end if;
-    fate := 'busy';
+    fate := case when parent_locked then 'held' else 'busy' end;
 end
 $$;
 comment on function outbox.prune_partition(text, timestamptz, timestamptz, boolean) is
     'Drops a partition that ends before the time. fate: dropped; thinned: only the kept rows are left, as they are '
-    'many; owed: left as it is, because most of it is owed; busy: somebody reads it for long; gone: not there, or too '
-    'young. kept: events that are still owed. dead_before: deliveries that died earlier count as not owed.';
+    'many; owed: left as it is, because most of it is owed; busy: somebody has the whole table for long; held: '
+    'somebody has this partition (autovacuum, a late route); gone: not there, or too young. kept: events that are still owed. dead_before: deliveries that died earlier count as not owed.';
 revoke execute on function outbox.prune_partition(text, timestamptz, timestamptz, boolean) from public;
 
 -- Deletes from some blocks of a default partition. The tempting `where created_at < … limit 10000` until nothing is left

@@ -17,7 +17,8 @@ _BECAME = {
     Fate.DROPPED: ("dropped", "to be dropped"),
     Fate.THINNED: ("kept only what is owed", "to be thinned to what is owed"),
     Fate.OWED: ("left: most of it is owed", "to be left: most of it is owed"),
-    Fate.BUSY: ("left: it is being read; the next time will do", "busy"),
+    Fate.BUSY: ("left: the table is being read; the next time will do", "busy"),
+    Fate.HELD: ("left: it is in use; the next time will do", "held"),
     Fate.FAILED: ("failed", "failed"),
 }
 

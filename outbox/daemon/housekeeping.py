@@ -94,7 +94,7 @@ class Housekeeper:
         )
         self._prune_at = time.monotonic() + (0 if report.left else _PRUNE_EVERY)
         for each in report.left:
-            log.warning("housekeeping.postponed", partition=each.partition, reason=each.error or "it is being read")
+            log.warning("housekeeping.postponed", partition=each.partition, reason=each.error or each.fate)
         if report.went or report.dead or any(report.default_rows.values()):
             log.info(
                 "housekeeping.pruned",

@@ -62,7 +62,9 @@ class Fate(StrEnum):
     OWED = "owed"
     """Left whole: most of it is owed."""
     BUSY = "busy"
-    """Left for the next time: somebody reads the table for long."""
+    """Left for the next time: somebody reads the whole table for long."""
+    HELD = "held"
+    """Left for the next time: somebody has this partition, such as autovacuum or a late route."""
     GONE = "gone"
     """Another one was faster."""
     FAILED = "failed"
@@ -106,7 +108,7 @@ class Report:
     @property
     def left(self) -> list[Pruned]:
         """The partitions to try again soon."""
-        return [each for each in self.partitions if each.fate in {Fate.BUSY, Fate.FAILED}]
+        return [each for each in self.partitions if each.fate in {Fate.BUSY, Fate.HELD, Fate.FAILED}]
 
     @property
     def is_empty(self) -> bool:
@@ -148,7 +150,7 @@ async def _prune_partitions(conn: AsyncConnection, report: Report, *, dry_run: b
     found = await (await conn.execute(_PARTITIONS, {"before": report.before})).fetchall()
     for parent, name, until, rows, size in found:
         fate, kept, error = Fate.BUSY, 0, None
-        # Who reads one partition for long mostly reads all: one wait for it in each round is enough.
+        # One wait for the parent's lock in each round is enough.
         if parent not in busy:
             asked = {"name": name, "before": report.before, "dead_before": report.dead_before, "dry_run": dry_run}
             try:

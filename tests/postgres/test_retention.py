@@ -408,6 +408,21 @@ async def test_a_long_reader_is_left_alone_and_the_next_time_does_it(
     assert where(conn, owed) == ["outbox.events_default"]
 
 
+async def test_one_partition_that_is_held_does_not_hold_up_the_others(
+    every_db: str, conn: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """Who reads or vacuums one day keeps that day only, be it the oldest."""
+    oldest, next_one = day(conn, 41), day(conn, 40)
+    with psycopg.connect(every_db) as reader, psycopg.connect(every_db) as vacuum:
+        reader.execute(f"select from outbox.attempts_{oldest:%Y%m%d}".encode())
+        vacuum.execute(f"lock table outbox.events_{oldest:%Y%m%d} in share update exclusive mode".encode())
+        assert fates(await prune(aconn)) == {
+            f"attempts_{oldest:%Y%m%d}": Fate.HELD, f"events_{oldest:%Y%m%d}": Fate.HELD,
+            f"attempts_{next_one:%Y%m%d}": Fate.DROPPED, f"events_{next_one:%Y%m%d}": Fate.DROPPED,
+        }  # fmt: skip
+    assert len((await prune(aconn)).went) == 2
+
+
 async def test_a_late_route_into_the_day_is_not_lost(
     every_db: str, conn: psycopg.Connection, aconn: psycopg.AsyncConnection
 ) -> None:
@@ -417,7 +432,7 @@ async def test_a_late_route_into_the_day_is_not_lost(
     with psycopg.connect(every_db) as router:
         late = event(router, date)
         owe(router, late, config)
-        assert set(fates(await prune(aconn)).values()) == {Fate.BUSY}
+        assert set(fates(await prune(aconn)).values()) == {Fate.HELD}
     assert set(fates(await prune(aconn)).values()) == {Fate.DROPPED}
     assert where(conn, late) == ["outbox.events_default"]
     # And one that comes later still goes where the day was moved to.
