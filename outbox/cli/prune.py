@@ -67,7 +67,7 @@ def _document(report: Report, *, dry_run: bool) -> dict[str, object]:
 def _print(report: Report, *, dry_run: bool) -> None:
     if report.partitions:
         plain.print_table(
-            ("PARTITION", "DAY ENDED", "ROWS", "MB", "STILL OWED", "WOULD BE" if dry_run else "BECAME"),
+            ("PARTITION", "DAY ENDED", "ROWS", "MB", "EVENTS KEPT", "WOULD BE" if dry_run else "BECAME"),
             [_row(each, dry_run=dry_run) for each in report.partitions],
         )
         click.echo()
