@@ -1,9 +1,10 @@
 """All benchmarks in their short form, some minutes: `python -m benchmarks`."""
 
-from benchmarks import api, latency, log_pages, memory, throughput
+from benchmarks import api, housekeeping, latency, log_pages, memory, throughput
 
 throughput.measure()
 latency.measure()
 memory.measure()
 api.measure()
 log_pages.measure()
+housekeeping.measure(attempts=1_000_000, rounds=1)

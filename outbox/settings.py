@@ -168,7 +168,8 @@ class Settings:
     request_timeout: float = _setting(_seconds(0.1, 600), "15", "One deadline over connect, headers and body.")
     drain_timeout: float = _setting(_seconds(0, 3600), "30", "How long POSTs in flight may take to finish at the end.")
     workers: int = _setting(_count(1, 256), "1", "Processes that share the work.")
-    retention: float = _setting(_seconds(86_400, 86_400 * 3650), "30d", "How long history is kept.")
+    retention: float = _setting(_seconds(86_400, 86_400 * 3650), "30d", "How long events and tries are kept.")
+    retention_dead: float = _setting(_seconds(86_400, 86_400 * 3650), "90d", "How long dead deliveries are kept.")
     min_attempt_interval: int = _setting(_count(1, 300), "300", "Least attempt_interval that a config may have.")
     disable_after: float = _setting(
         _seconds(0, 86_400 * 365),

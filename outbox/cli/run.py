@@ -29,6 +29,8 @@ _SETTINGS = (
     "listen",
     "min_attempt_interval",
     "disable_after",
+    "retention",
+    "retention_dead",
 )
 
 

@@ -9,7 +9,7 @@ from aiohttp import web
 from outbox import __version__
 from outbox.daemon import health
 from outbox.daemon.dispatcher import Dispatcher
-from outbox.daemon.housekeeping import keep_house
+from outbox.daemon.housekeeping import Housekeeper
 from outbox.daemon.listener import listen
 from outbox.daemon.outage import Outage
 from outbox.daemon.targets import Targets
@@ -47,10 +47,11 @@ async def run_daemon(
         state.add_routes(app)
         runner = await health.serve(app, settings.listen) if settings.listen else None
         log.info("daemon.started", version=__version__, concurrency=settings.concurrency)
+        house = asyncio.create_task(Housekeeper(settings, state.tell_schema_fits).keep_house())
         others = [
             asyncio.create_task(listen(Link(dsn, "listen", settings=None), dispatcher.ring)),
-            asyncio.create_task(keep_house(Link(dsn, "housekeeping", settings=None), state.tell_schema_fits)),
-            asyncio.create_task(_stop_when(stop, dispatcher)),
+            house,
+            asyncio.create_task(_stop_when(stop, dispatcher, house)),
         ]
         try:
             await dispatcher.run(until_empty=until_empty)
@@ -63,9 +64,11 @@ async def run_daemon(
     return dispatcher.died
 
 
-async def _stop_when(stop: asyncio.Event, dispatcher: Dispatcher) -> None:
+async def _stop_when(stop: asyncio.Event, dispatcher: Dispatcher, house: "asyncio.Task[None]") -> None:
     await stop.wait()
     log.info("daemon.stopping")
+    # At once and not after the drain: what it does can wait, what is in flight can not wait for a lock of its.
+    house.cancel()
     dispatcher.stop()
 
 

@@ -88,6 +88,17 @@ delete from outbox.deliveries as d using locked as l where d.event_id = l.event_
 """
 
 
+# What deleted configs are still owed: it was routed in the moment in which they were deleted, or the deletion was
+# interrupted. Asked state by state, as above.
+_DELETED_AND_OWED = """
+select c.id from outbox.postback_configs as c
+where c.deleted_at is not null and (
+    exists (select from outbox.deliveries as d where d.config_id = c.id and d.state = 'pending' offset 0)
+    or exists (select from outbox.deliveries as d where d.config_id = c.id and d.state = 'dead' offset 0)
+)
+"""
+
+
 class UnknownConfigError(OutboxError):
     """There is no config with this id."""
 
@@ -194,10 +205,20 @@ async def remove(
     forgotten = 0
     while True:
         async with conn.transaction():
-            rows = (await conn.execute(_FORGET, {"id": config_id, "rows": batch})).rowcount
+            rows = await forget(conn, config_id, rows=batch)
         if not rows:
             return forgotten
         forgotten += rows
+
+
+async def forget(conn: AsyncConnection, config_id: UUID, *, rows: int) -> int:
+    """Delete up to `rows` of what a deleted config is owed; return how many there were."""
+    return (await conn.execute(_FORGET, {"id": config_id, "rows": rows})).rowcount
+
+
+async def deleted_and_owed(conn: AsyncConnection) -> list[UUID]:
+    """Return the deleted configs that are still owed something."""
+    return [config for (config,) in await (await conn.execute(_DELETED_AND_OWED)).fetchall()]
 
 
 async def _change(

@@ -6,11 +6,10 @@ import psycopg
 
 from outbox.daemon.dispatcher import Dispatcher
 from outbox.daemon.health import Health
-from outbox.daemon.housekeeping import keep_house
+from outbox.daemon.housekeeping import Housekeeper
 from outbox.daemon.outage import Outage
 from outbox.daemon.targets import Targets
 from outbox.http.sender import Sender
-from outbox.postgres.pool import Link
 from outbox.secrets import SecretBox
 from outbox.settings import Settings
 from tests.daemons import LOOPBACK, eventually
@@ -46,12 +45,12 @@ async def test_a_schema_that_does_not_fit_is_not_ready(db: str, conn: psycopg.Co
         await eventually(lambda: not health.problems())
         conn.execute("insert into outbox.migrations (version, name, checksum) values (99, 'x', repeat('0', 64))")
         try:
-            looking = asyncio.create_task(keep_house(Link(db, "housekeeping", settings=None), health.tell_schema_fits))
+            looking = asyncio.create_task(Housekeeper(Settings(dsn=db), health.tell_schema_fits).keep_house())
             await eventually(lambda: health.problems() == UNFIT)
         finally:
             conn.execute("delete from outbox.migrations where version = 99")
         looking.cancel()
-        looking = asyncio.create_task(keep_house(Link(db, "housekeeping", settings=None), health.tell_schema_fits))
+        looking = asyncio.create_task(Housekeeper(Settings(dsn=db), health.tell_schema_fits).keep_house())
         await eventually(lambda: not health.problems())
         looking.cancel()
         dispatcher.stop()
