@@ -24,7 +24,7 @@ from outbox.settings import Settings
 
 CONNECTIONS = 8
 """To the database, at most."""
-_LONGEST_QUERY = "set statement_timeout = '15s'"
+_LONGEST_QUERY = {"statement_timeout": "15s"}
 _RETRY_AFTER_SECONDS = "5"
 
 log = structlog.get_logger("outbox")
@@ -32,7 +32,7 @@ log = structlog.get_logger("outbox")
 
 def application(settings: Settings, *, connections: int = CONNECTIONS) -> web.Application:
     """Return the API as an application of its own; `settings.dsn` must be set. It connects with the first request."""
-    links = Links(settings.dsn or "", "api", count=connections, settings=_LONGEST_QUERY)
+    links = Links(settings.dsn or "", "api", count=connections, settings=_LONGEST_QUERY, pooling=settings.pooling)
 
     async def close_links(_app: web.Application) -> AsyncIterator[None]:
         yield

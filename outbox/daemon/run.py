@@ -1,6 +1,7 @@
 """Puts a daemon together: checks the database, starts the parts, waits for the end, stops them in order."""
 
 import asyncio
+import functools
 
 import psycopg
 import structlog
@@ -39,6 +40,7 @@ async def run_daemon(
     """
     dsn = settings.dsn or ""
     await _prepare(dsn)
+    link = functools.partial(Link, dsn, settings=None, pooling=settings.pooling)
     outage = Outage()
     async with Sender(
         timeout=settings.request_timeout, allow_networks=settings.allow_networks, connections=settings.concurrency
@@ -50,8 +52,8 @@ async def run_daemon(
         runner = await health.serve(app, settings.listen) if settings.listen else None
         log.info("daemon.started", version=__version__, concurrency=settings.concurrency)
         others = [
-            asyncio.create_task(listen(Link(dsn, "listen", settings=None), dispatcher.ring)),
-            asyncio.create_task(keep_house(Link(dsn, "housekeeping", settings=None), state.tell_schema_fits)),
+            asyncio.create_task(listen(link("listen"), dispatcher.ring)),
+            asyncio.create_task(keep_house(link("housekeeping"), state.tell_schema_fits)),
             asyncio.create_task(_stop_when(stop, dispatcher)),
         ]
         try:
@@ -72,7 +74,8 @@ async def _stop_when(stop: asyncio.Event, dispatcher: Dispatcher) -> None:
 
 
 async def _prepare(dsn: str) -> None:
-    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True, connect_timeout=10) as conn:
+    connecting = psycopg.AsyncConnection.connect(dsn, autocommit=True, connect_timeout=10, prepare_threshold=None)
+    async with await connecting as conn:
         encoding = conn.info.parameter_status("server_encoding")
         if encoding != "UTF8":
             raise SchemaError(f"The database's encoding is {encoding}; outbox needs UTF8, in which records are sent.")

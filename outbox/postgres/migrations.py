@@ -108,7 +108,8 @@ async def migrate(dsn: str) -> list[Migration]:
     """
     known = known_migrations()
     done = []
-    async with await psycopg.AsyncConnection.connect(dsn) as conn:
+    # Nothing is prepared: PgBouncer gives each transaction another session.
+    async with await psycopg.AsyncConnection.connect(dsn, prepare_threshold=None) as conn:
         problems = [
             text for text in differences(await applied(conn), known) if not text.startswith("The database is behind")
         ]
