@@ -71,7 +71,8 @@ class PgBouncer:
     def stop(self) -> None:
         """End it at once: every connection through it breaks."""
         if self._process is not None:
-            self._process.terminate()
+            # What SIGTERM does depends on the version: a newer one waits for its clients to go.
+            self._process.kill()
             self._process.wait(timeout=30)
             self._process = None
 
