@@ -31,6 +31,7 @@ auth_file = {folder}/users
 pool_mode = {mode}
 default_pool_size = {pool_size}
 max_client_conn = 100
+server_login_retry = 1
 logfile = {folder}/log
 """
 

@@ -24,6 +24,7 @@ from tests.daemons import (
 )
 from tests.pgbouncer import PgBouncer, needs_pgbouncer, pgbouncer
 from tests.receiver import Gate, Receiver, Status
+from tests.servers import StartServer
 from tests.tried import outbox
 
 pytestmark = needs_pgbouncer
@@ -141,6 +142,26 @@ def test_a_killed_daemon_is_taken_over_from(conn: psycopg.Connection, bouncer: P
         with daemon_process(bouncer.dsn) as daemon:
             receiver.wait_for(2)
             eventually_true(lambda: not owed(conn))
+            assert daemon.stop() == 0
+
+
+def test_a_database_that_restarts_behind_it_is_waited_for(own_server: StartServer) -> None:
+    """PgBouncer breaks connections or holds statements back; either way work goes on once the database is there."""
+    server = own_server()
+    assert outbox(server.dsn, "migrate").returncode == 0
+    with Receiver() as receiver, pgbouncer(server.dsn) as bouncer:
+        with psycopg.connect(server.dsn, autocommit=True) as conn:
+            attach_contacts(conn)
+            add_config(conn, receiver.url)
+        with daemon_process(bouncer.dsn) as daemon:
+            daemon.wait_for_event("daemon.started")
+            server.restart("immediate")
+            with psycopg.connect(server.dsn, autocommit=True) as conn:
+                add_contacts(conn, 1, 5)
+                receiver.wait_for(5)
+                eventually_true(lambda: not owed(conn))
+            assert len(daemon.events("database.lost")) <= 1
+            assert len(daemon.events("listen.skipped")) == 1
             assert daemon.stop() == 0
 
 
