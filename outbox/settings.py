@@ -11,6 +11,7 @@ import ssl
 import urllib.parse
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,17 @@ class Proxy:
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
+
+
+class Pooling(StrEnum):
+    """Whose a session of the database is."""
+
+    AUTO = "auto"
+    """That of the connection, unless a pooler stands between: then the transaction's."""
+    SESSION = "session"
+    """That of the connection: PgBouncer in session mode."""
+    TRANSACTION = "transaction"
+    """That of each transaction: PgBouncer in transaction mode, or another pooler like it."""
 
 
 class _WrongError(ValueError):
@@ -143,6 +155,13 @@ def _text(text: str) -> str:
     return text
 
 
+def _pooling(text: str) -> Pooling:
+    try:
+        return Pooling(text)
+    except ValueError:
+        raise _WrongError(f"one of {', '.join(Pooling)}") from None
+
+
 def _keys(text: str) -> tuple[str, ...]:
     keys = tuple(each.strip() for each in text.split(",") if each.strip())
     if not all(re.fullmatch(r"[A-Za-z0-9_-]{43}=", each) for each in keys):
@@ -162,6 +181,9 @@ class Settings:
     """All settings in their final types. Times are seconds."""
 
     dsn: str | None = _setting(_text, None, "The database: a libpq URL or key=value list.")
+    pooling: Pooling = _setting(  # noqa: RUF009 - a descriptor, as the others
+        _pooling, "auto", "How a pooler between here and the database lends sessions: auto, session or transaction."
+    )
     concurrency: int = _setting(_count(1, 10_000), "200", "POSTs in flight at most, in each process.")
     max_in_flight_per_config: int = _setting(_count(1, 10_000), "20", "POSTs in flight at most, for one config.")
     poll_interval: float = _setting(_seconds(0.05, 3600), "1", "Longest sleep before the database is asked again.")

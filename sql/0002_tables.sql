@@ -4,7 +4,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (2, 'tables', '83321b4b75800ae6cd9d5528a3f76a187aa11fc23ad20e958f36eae2118b06d2');
+values (2, 'tables', 'babe014da49bd36c26a349c13c7b53f9fe3b06d860379d24766f36cb9602527b');
 
 -- What the triggers write and the daemon takes away within milliseconds. It has no index but its key, no
 -- foreign key and no partitions, so that the application's writer pays one plain insert.
@@ -244,6 +244,24 @@ create index attempts_delivered on outbox.attempts (config_id, at) where outcome
 create index attempts_delivered_captured on outbox.attempts (config_id, event_created_at, event_id)
 where outcome = 'delivered';
 create index attempts_failed on outbox.attempts (config_id, at) where outcome <> 'delivered';
+
+-- The daemon may tell of a config in trouble, and forge nothing else: so it has no right to insert into the outbox.
+create function outbox.tell_of_config(config_id uuid, change text, reason text) returns void
+language sql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    insert into outbox.outbox (type, resource, resource_id, location_id, product_transaction_id, data)
+    select 'UPDATE', 'postbackconfig', c.id::text, c.location_id, c.product_transaction_id, json_build_object(
+        'id', c.id, 'location_id', c.location_id, 'resource', c.resource, 'change', change, 'reason', reason,
+        'is_active', c.is_active and change <> 'disabled', 'change_ts', floor(extract(epoch from now()))::bigint
+    )
+    from outbox.postback_configs as c
+    where c.id = config_id and change in ('exhausted', 'opened', 'closed', 'disabled', 'recovered')
+$$;
+comment on function outbox.tell_of_config(uuid, text, text) is
+    'Captures an event of the resource postbackconfig: a change of how a config fares.';
+revoke execute on function outbox.tell_of_config(uuid, text, text) from public;
 
 -- A row of a day that has no partition (a clock that jumps, a daemon that was away) lands here and is not lost.
 create table outbox.events_default partition of outbox.events default;

@@ -26,7 +26,7 @@ CONNECTIONS = 8
 """To the database, at most."""
 # Of the lists' queries, whose plans name each day, a compiled one would take ten times as long; and a bitmap reads all
 # of a config's day before it gives out one row.
-_QUERIES = "set statement_timeout = '15s'; set jit = off; set enable_bitmapscan = off"
+_QUERIES = {"statement_timeout": "15s", "jit": "off", "enable_bitmapscan": "off"}
 _RETRY_AFTER_SECONDS = "5"
 
 log = structlog.get_logger("outbox")
@@ -36,7 +36,7 @@ def application(
     settings: Settings, *, connections: int = CONNECTIONS, sign_in: SignIn | None = None
 ) -> web.Application:
     """Return the API as an application of its own; `settings.dsn` must be set. It connects with the first request."""
-    links = Links(settings.dsn or "", "api", count=connections, settings=_QUERIES)
+    links = Links(settings.dsn or "", "api", count=connections, settings=_QUERIES, pooling=settings.pooling)
 
     async def close_links(_app: web.Application) -> AsyncIterator[None]:
         yield

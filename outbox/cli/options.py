@@ -31,6 +31,8 @@ T = TypeVar("T")
 
 def settings(*names: str, required: tuple[str, ...] = ("dsn",)) -> Callable[[Command], Command]:
     """Give a command the options of these settings, and itself a `settings: Settings` argument instead of them."""
+    if "dsn" in names:
+        names = ("dsn", "pooling", *(name for name in names if name != "dsn"))
     shown = [name for name in names if not settings_.BY_NAME[name].metadata["secret"]]
 
     def decorate(command: Command) -> Command:
@@ -99,7 +101,7 @@ async def connect(settings: settings_.Settings) -> AsyncIterator[psycopg.AsyncCo
 
     Raises OutboxError or SchemaError in place of the database's "does not exist".
     """
-    link = Link(needed(settings.dsn), "command", settings=None)
+    link = Link(needed(settings.dsn), "command", settings=None, pooling=settings.pooling)
     try:
         conn = await link.connection()
         try:

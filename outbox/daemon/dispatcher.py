@@ -33,7 +33,7 @@ class Dispatcher:
 
     def __init__(self, settings: Settings, sender: Sender, targets: Targets, outage: Outage) -> None:
         self._drain_timeout = settings.drain_timeout
-        self._links = [Link(settings.dsn or "", "fetch"), Link(settings.dsn or "", "settle")]
+        self._links = [Link(settings.dsn or "", name, pooling=settings.pooling) for name in ("fetch", "settle")]
         self._stopped = asyncio.Event()
         self._wake = asyncio.Event()
         self._buffer = Buffer(concurrency=settings.concurrency, per_config=settings.max_in_flight_per_config)

@@ -215,7 +215,7 @@ class Fetcher:
     async def _look_once_more(self, conn: psycopg.AsyncConnection) -> bool:
         """Before sleeping: raise the doorbell, and look at what came before it was up, or committed out of order."""
         again = False
-        if not self._doorbell_is_up:
+        if not self._doorbell_is_up and not self._link.is_pooled:  # behind a pooler nobody hears it, and it costs
             again = await queue.raise_doorbell(conn)
             self._doorbell_is_up = True
         if not self._in_hand:

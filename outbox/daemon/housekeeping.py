@@ -29,7 +29,7 @@ class Housekeeper:
     def __init__(self, settings: Settings, schema_fits: Callable[[bool], None]) -> None:
         self._settings = settings
         self._schema_fits = schema_fits
-        self._link = Link(settings.dsn or "", "housekeeping", settings=None)
+        self._link = Link(settings.dsn or "", "housekeeping", settings=None, pooling=settings.pooling)
         self._prune_at = time.monotonic()
         self._refused: set[str] = set()
 

@@ -1,6 +1,7 @@
 """Puts a daemon together: checks the database, starts the parts, waits for the end, stops them in order."""
 
 import asyncio
+import functools
 
 import psycopg
 import structlog
@@ -39,6 +40,7 @@ async def run_daemon(
     """
     dsn = settings.dsn or ""
     await _prepare(dsn)
+    link = functools.partial(Link, dsn, settings=None, pooling=settings.pooling)
     outage = Outage()
     async with Sender.of(settings, connections=settings.concurrency) as sender:
         dispatcher = Dispatcher(settings, sender, Targets(SecretBox(settings.secret_key)), outage)
@@ -49,7 +51,7 @@ async def run_daemon(
         log.info("daemon.started", version=__version__, concurrency=settings.concurrency)
         house = asyncio.create_task(Housekeeper(settings, state.tell_schema_fits).keep_house())
         others = [
-            asyncio.create_task(listen(Link(dsn, "listen", settings=None), dispatcher.ring)),
+            asyncio.create_task(listen(link("listen"), dispatcher.ring)),
             house,
             asyncio.create_task(_stop_when(stop, dispatcher, house)),
         ]
@@ -73,7 +75,8 @@ async def _stop_when(stop: asyncio.Event, dispatcher: Dispatcher, house: "asynci
 
 
 async def _prepare(dsn: str) -> None:
-    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True, connect_timeout=10) as conn:
+    connecting = psycopg.AsyncConnection.connect(dsn, autocommit=True, connect_timeout=10, prepare_threshold=None)
+    async with await connecting as conn:
         encoding = conn.info.parameter_status("server_encoding")
         if encoding != "UTF8":
             raise SchemaError(f"The database's encoding is {encoding}; outbox needs UTF8, in which records are sent.")

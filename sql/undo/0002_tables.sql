@@ -4,6 +4,7 @@ lock table outbox.migrations in share row exclusive mode;
 delete from outbox.migrations where version = 2;
 
 drop function outbox.make_partitions(integer);
+drop function outbox.tell_of_config(uuid, text, text);
 drop table outbox.attempts;
 drop table outbox.deliveries;
 drop table outbox.config_state;

@@ -295,7 +295,7 @@ async def test_what_the_daemon_may_not_do_is_named_with_its_grant(db: str, conn:
         async with await on(dsn) as guest:
             missing = await privileges.privileges(guest)
             assert {each.level for each in missing} == {PROBLEM}
-            assert len(missing) == 1 + len(privileges.DAEMON)
+            assert len(missing) == 1 + len(privileges.DAEMON) + len(privileges.HOUSEKEEPING)
             assert f'"{name}"' in missing[0].message
             for each in missing:
                 assert each.advice is not None
