@@ -1,6 +1,7 @@
 """Puts a daemon together: checks the database, starts the parts, waits for the end, stops them in order."""
 
 import asyncio
+from collections.abc import Sequence
 
 import psycopg
 import structlog
@@ -12,9 +13,11 @@ from outbox.daemon.dispatcher import Dispatcher
 from outbox.daemon.housekeeping import keep_house
 from outbox.daemon.listener import listen
 from outbox.daemon.outage import Outage
+from outbox.daemon.reports import Reports, report
 from outbox.daemon.targets import Targets
 from outbox.errors import SchemaError
 from outbox.http.sender import Sender
+from outbox.metrics.page import add_page
 from outbox.postgres import housekeeping, migrations
 from outbox.postgres.pool import Link
 from outbox.secrets import SecretBox
@@ -29,10 +32,13 @@ async def run_daemon(
     stop: asyncio.Event,
     until_empty: bool = False,
     application: web.Application | None = None,
+    report_to: int | None = None,
+    reports_from: Sequence[int] = (),
 ) -> int:
     """Dispatch until `stop` is set and all is drained, or with `until_empty` until nothing is due.
 
-    `application` is served beside the health, where there is a `listen`.
+    `application` is served beside the health, where there is a `listen`. `report_to` is the socket on which a worker
+    says what it has done, `reports_from` are those on which the listening one hears it.
 
     Returns how many deliveries died. Raises SchemaError for a schema that this program does not know, and
     psycopg.Error when the database can not be reached at the start; later it waits for it.
@@ -47,13 +53,18 @@ async def run_daemon(
         state = health.Health(dispatcher, outage, poll_interval=settings.poll_interval)
         app = web.Application() if application is None else application
         state.add_routes(app)
+        reports = Reports(reports_from)
+        add_page(app, dsn, worst=settings.metrics_configs, readings=lambda: reports.with_own(dispatcher.reading()))
         runner = await health.serve(app, settings.listen) if settings.listen else None
         log.info("daemon.started", version=__version__, concurrency=settings.concurrency)
         others = [
             asyncio.create_task(listen(Link(dsn, "listen", settings=None), dispatcher.ring)),
             asyncio.create_task(keep_house(Link(dsn, "housekeeping", settings=None), state.tell_schema_fits)),
+            asyncio.create_task(reports.hear()),
             asyncio.create_task(_stop_when(stop, dispatcher)),
         ]
+        if report_to is not None:
+            others.append(asyncio.create_task(report(report_to, dispatcher.reading)))
         try:
             await dispatcher.run(until_empty=until_empty)
         finally:

@@ -12,6 +12,7 @@ from outbox.core import postback
 from outbox.core.buffer import Buffer, Held
 from outbox.core.model import Answer, Attempt, Failure, FailureKind, Retry
 from outbox.core.outcome import judge
+from outbox.core.tally import Tally
 from outbox.daemon.settler import Settler
 from outbox.daemon.targets import Target, Targets
 from outbox.http.sender import Sender
@@ -37,6 +38,7 @@ class Senders:
         buffer: Buffer,
         settler: Settler,
         *,
+        tally: Tally,
         concurrency: int,
         wake: asyncio.Event,
     ) -> None:
@@ -44,6 +46,7 @@ class Senders:
         self._targets = targets
         self._buffer = buffer
         self._settler = settler
+        self._tally = tally
         self._concurrency = concurrency
         self._wake = wake
         self._tasks: set[asyncio.Task[None]] = set()
@@ -128,6 +131,7 @@ class Senders:
             round(duration * 1000),
             held.claimed_at + dt.timedelta(seconds=started - held.clock),
         )
+        self._tally.attempted(attempt, result, duration)
         _log_attempt(self._log, attempt)
         self._buffer.unsettled += 1
         self._settler.add(attempt)

@@ -11,6 +11,7 @@ import psycopg
 import structlog
 
 from outbox.core.model import Attempt, Dead, Delivery
+from outbox.core.tally import Tally
 from outbox.daemon.outage import Outage, Patience
 from outbox.postgres import queue
 from outbox.postgres.pool import TRANSIENT, Link
@@ -33,9 +34,10 @@ class Settler:
     `goal`: so many finished tries are settled without waiting for more. `settled` is told how many were.
     """
 
-    def __init__(self, link: Link, outage: Outage, *, goal: int, settled: Callable[[int], None]) -> None:
+    def __init__(self, link: Link, outage: Outage, *, tally: Tally, goal: int, settled: Callable[[int], None]) -> None:
         self._link = link
         self._outage = outage
+        self._tally = tally
         self._goal = min(ROWS, max(1, goal))
         self._settled = settled
         self._finished: deque[tuple[float, Attempt]] = deque()
@@ -54,7 +56,12 @@ class Settler:
     @property
     def is_late(self) -> bool:
         """Whether a try waits so long that its lease might run out, and its delivery be claimed and sent again."""
-        return bool(self._finished) and time.monotonic() - self._finished[0][0] > LATE
+        return self.delay > LATE
+
+    @property
+    def delay(self) -> float:
+        """For how many seconds the oldest finished try has waited to be written down; 0 when none waits."""
+        return time.monotonic() - self._finished[0][0] if self._finished else 0.0
 
     def add(self, attempt: Attempt) -> None:
         """Take a finished try."""
@@ -65,6 +72,7 @@ class Settler:
 
     def give_back(self, delivery: Delivery, after: float = 0.0) -> None:
         """Take a delivery that was not tried: it is due again in `after` seconds."""
+        self._tally.given_back += 1
         self._returned.append((delivery, after))
         self._something.set()
 
@@ -119,6 +127,7 @@ class Settler:
         for _ in batch:
             self._finished.popleft()
         self.died += sum(isinstance(attempt.outcome, Dead) for attempt in batch)
+        self._tally.leases_lost += len(lost)
         for each in lost:
             log.warning(
                 "lease.lost",
