@@ -37,12 +37,13 @@ def add_page(app: web.Application, dsn: str, *, worst: int, readings: Callable[[
         response.enable_compression()
         return response
 
-    async def close(_app: web.Application) -> AsyncIterator[None]:
+    async def run_watch(_app: web.Application) -> AsyncIterator[None]:
+        watch.start()
         yield
         await watch.close()
 
     app.router.add_get("/metrics", answer)
-    app.cleanup_ctx.append(close)
+    app.cleanup_ctx.append(run_watch)
 
 
 def metrics(readings: Readings, debt: Debt | None, now: float) -> Iterator[Metric]:
