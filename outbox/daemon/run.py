@@ -54,7 +54,13 @@ async def run_daemon(
         app = web.Application() if application is None else application
         state.add_routes(app)
         reports = Reports(reports_from)
-        add_page(app, dsn, worst=settings.metrics_configs, readings=lambda: reports.with_own(dispatcher.reading()))
+        add_page(
+            app,
+            dsn,
+            worst=settings.metrics_configs,
+            readings=lambda: reports.with_own(dispatcher.reading()),
+            several=bool(reports_from),
+        )
         runner = await health.serve(app, settings.listen) if settings.listen else None
         log.info("daemon.started", version=__version__, concurrency=settings.concurrency)
         others = [

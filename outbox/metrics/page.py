@@ -22,17 +22,24 @@ Readings = Mapping[int, Reading]
 """What each process that dispatches says, by its pid, this one first."""
 
 
-def add_page(app: web.Application, dsn: str, *, worst: int, readings: Callable[[], Readings] | None = None) -> None:
+def add_page(
+    app: web.Application,
+    dsn: str,
+    *,
+    worst: int,
+    readings: Callable[[], Readings] | None = None,
+    several: bool = False,
+) -> None:
     """Add /metrics to an application, with the figures of the database and, where there are, those of dispatching.
 
-    `worst`: how many configs are named.
+    `worst`: how many configs are named. `several`: `readings` are, or will be, those of several workers.
     """
     watch = DebtWatch(dsn, worst=worst)
 
     async def answer(request: web.Request) -> web.Response:
         debt = await watch.debt()
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        body = encode(_Once(metrics(readings() if readings else {}, debt, time.monotonic())))
+        body = encode(_Once(metrics(readings() if readings else {}, debt, time.monotonic(), several=several)))
         response = web.Response(body=body, headers={"Content-Type": content_type})
         response.enable_compression()
         return response
@@ -46,7 +53,7 @@ def add_page(app: web.Application, dsn: str, *, worst: int, readings: Callable[[
     app.cleanup_ctx.append(run_watch)
 
 
-def metrics(readings: Readings, debt: Debt | None, now: float) -> Iterator[Metric]:
+def metrics(readings: Readings, debt: Debt | None, now: float, *, several: bool) -> Iterator[Metric]:
     """Yield each family that there is something to say of; `now` on the monotonic clock."""
     whole: Reading = {"outbox_build_info": {f"{__version__},{platform.python_version()}": [1.0]}}
     whole |= together(readings.values())
@@ -55,7 +62,7 @@ def metrics(readings: Readings, debt: Debt | None, now: float) -> Iterator[Metri
     for name, family in FAMILIES.items():
         if name in whole:
             yield _metric(family, whole[name])
-    yield from _processes(list(readings))
+    yield from _processes(list(readings) if several else [])
 
 
 class _Once(Collector):
@@ -117,8 +124,8 @@ def _split(labels: str) -> list[str]:
 
 
 def _processes(pids: list[int]) -> Iterable[Metric]:
-    """Return memory, processor time and open files of these processes; of several, each with its number as a label."""
-    if len(pids) <= 1:
+    """Return memory, processor time and open files: of these workers by number, without any of this process."""
+    if not pids:
         return ProcessCollector(registry=None).collect()
     families: dict[str, Metric] = {}
     for number, pid in enumerate(pids, start=1):
