@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import subprocess
+import sys
 import urllib.error
 from collections.abc import Callable
 
@@ -175,3 +177,35 @@ async def test_the_page_answers_while_the_database_is_away(own_server: StartServ
             await scraped(port, lambda now: now["outbox_figures_age_seconds",] > first["outbox_figures_age_seconds",])
             await asyncio.to_thread(server.start_server)
             await scraped(port, lambda now: now["outbox_outage",] == 0)
+
+
+def test_a_daemon_that_serves_the_api_has_the_page_too(db: str) -> None:
+    """`run --serve` tells of dispatching and of the database at the API's address, without a sign-in."""
+    port = free_port()
+    with daemon_process(db, "--serve", listen=f"127.0.0.1:{port}") as daemon:
+        daemon.wait_for_event("daemon.started")
+        eventually_true(lambda: ("outbox_pending",) in scrape(port))
+        found = scrape(port)
+        assert daemon.stop() == 0
+    assert found["outbox_in_flight",] == found["outbox_pending",] == 0
+
+
+def test_serve_tells_of_the_database_only(db: str) -> None:
+    """`outbox serve` has the figures and its own memory, and no counters of what it does not do."""
+    port = free_port()
+    command = [sys.executable, "-m", "outbox", "serve", "--dsn", db, "--listen", f"127.0.0.1:{port}"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as serving:
+        found: Samples = {}
+
+        def has_figures() -> bool:
+            with contextlib.suppress(urllib.error.URLError):  # it may not listen yet
+                found.update(scrape(port))
+            return ("outbox_pending",) in found
+
+        try:
+            eventually_true(has_figures)
+        finally:
+            serving.terminate()
+    assert serving.returncode == 0
+    assert found["process_open_fds",] > 0
+    assert ("outbox_in_flight",) not in found
