@@ -28,9 +28,6 @@ LONGEST_PAUSE = 600.0
 PATIENCE = 0.01
 """Seconds that who asks waits for new figures. A small debt is counted within them."""
 
-FIRST_PATIENCE = 1.0
-"""The same where there are none yet."""
-
 LATE = 10.0
 """Seconds that something of a config must have been due for the config to be named."""
 
@@ -66,15 +63,15 @@ class DebtWatch:
         self._count: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin the first count, so that who asks first need not wait for it."""
+        """Begin the first count, so that there is something to tell who asks first."""
         self._count = asyncio.create_task(self._refresh())
 
     async def debt(self) -> Debt | None:
-        """Return the last figures, after waiting a moment for newer ones; None when there never were any."""
+        """Return the last figures, after waiting a moment for newer ones; None before the first count has ended."""
         if self._count is None and time.monotonic() >= self._next_at:
             self._count = asyncio.create_task(self._refresh())
         if self._count is not None:
-            await asyncio.wait({self._count}, timeout=PATIENCE if self._known else FIRST_PATIENCE)
+            await asyncio.wait({self._count}, timeout=PATIENCE)
         return self._known
 
     async def close(self) -> None:
