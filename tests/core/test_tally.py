@@ -38,7 +38,7 @@ def test_a_value_on_a_bound_belongs_below_it() -> None:
     ],
 )
 def test_a_subscriber_can_not_make_new_words(result: Answer | Failure, word: str) -> None:
-    """Whatever the status, there are seven words for it; without a complete answer the kind of failure counts."""
+    """Whatever the status, there are six words for it; without a complete answer the kind of failure counts."""
     assert status_class(result) == word
 
 
