@@ -1,6 +1,6 @@
 """All benchmarks in their short form, some minutes: `python -m benchmarks`."""
 
-from benchmarks import api, housekeeping, latency, log_pages, memory, throughput
+from benchmarks import api, housekeeping, latency, log_pages, memory, metrics, throughput
 
 throughput.measure()
 latency.measure()
@@ -8,3 +8,4 @@ memory.measure()
 api.measure()
 log_pages.measure()
 housekeeping.measure(attempts=1_000_000, rounds=1)
+metrics.measure()

@@ -220,7 +220,10 @@ class Settings:
     secret_key: tuple[str, ...] = _setting(
         _keys, "", "Keys that encrypt what configs keep secret, newest first, separated by commas.", secret=True
     )
-    listen: tuple[str, int] | None = _setting(_address, None, "host:port of /livez and /readyz. Default: nowhere.")
+    listen: tuple[str, int] | None = _setting(
+        _address, None, "host:port of /livez, /readyz and /metrics. Default: nowhere."
+    )
+    metrics_configs: int = _setting(_count(0, 1000), "20", "Configs that /metrics names: those that fare worst.")
 
     def __repr__(self) -> str:
         """Show no secret: the DSN may hold a password."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+from collections.abc import Sequence
 
 import psycopg
 import structlog
@@ -13,9 +14,11 @@ from outbox.daemon.dispatcher import Dispatcher
 from outbox.daemon.housekeeping import Housekeeper
 from outbox.daemon.listener import listen
 from outbox.daemon.outage import Outage
+from outbox.daemon.reports import Reports, report
 from outbox.daemon.targets import Targets
 from outbox.errors import SchemaError
 from outbox.http.sender import Sender
+from outbox.metrics.page import add_page
 from outbox.postgres import housekeeping, migrations
 from outbox.postgres.pool import Link
 from outbox.secrets import SecretBox
@@ -30,10 +33,13 @@ async def run_daemon(
     stop: asyncio.Event,
     until_empty: bool = False,
     application: web.Application | None = None,
+    report_to: int | None = None,
+    reports_from: Sequence[int] = (),
 ) -> int:
     """Dispatch until `stop` is set and all is drained, or with `until_empty` until nothing is due.
 
-    `application` is served beside the health, where there is a `listen`.
+    `application` is served beside the health, where there is a `listen`. `report_to` is the socket on which a worker
+    says what it has done, `reports_from` are those on which the listening one hears it.
 
     Returns how many deliveries died. Raises SchemaError for a schema that this program does not know, and
     psycopg.Error when the database can not be reached at the start; later it waits for it.
@@ -47,6 +53,15 @@ async def run_daemon(
         state = health.Health(dispatcher, outage, poll_interval=settings.poll_interval)
         app = web.Application() if application is None else application
         state.add_routes(app)
+        reports = Reports(reports_from)
+        add_page(
+            app,
+            dsn,
+            worst=settings.metrics_configs,
+            pooling=settings.pooling,
+            readings=lambda: reports.with_own(dispatcher.reading()),
+            several=bool(reports_from),
+        )
         runner = await health.serve(app, settings.listen) if settings.listen else None
         log.info("daemon.started", version=__version__, concurrency=settings.concurrency)
         house = asyncio.create_task(Housekeeper(settings, state.tell_schema_fits).keep_house())
@@ -54,7 +69,10 @@ async def run_daemon(
             asyncio.create_task(listen(link("listen"), dispatcher.ring)),
             house,
             asyncio.create_task(_stop_when(stop, dispatcher, house)),
+            asyncio.create_task(reports.hear()),
         ]
+        if report_to is not None:
+            others.append(asyncio.create_task(report(report_to, dispatcher.reading)))
         try:
             await dispatcher.run(until_empty=until_empty)
         finally:

@@ -13,6 +13,7 @@ from outbox.core import postback
 from outbox.core.buffer import Buffer, Held
 from outbox.core.model import Answer, Attempt, Failure, FailureKind, PostbackConfig, Retry
 from outbox.core.outcome import Backoff, judge
+from outbox.core.tally import Tally
 from outbox.daemon.settler import Settler
 from outbox.daemon.targets import Target, Targets
 from outbox.errors import UnsentError
@@ -48,6 +49,7 @@ class Senders:
         buffer: Buffer,
         settler: Settler,
         *,
+        tally: Tally,
         concurrency: int,
         wake: asyncio.Event,
     ) -> None:
@@ -55,6 +57,7 @@ class Senders:
         self._targets = targets
         self._buffer = buffer
         self._settler = settler
+        self._tally = tally
         self._concurrency = concurrency
         self._wake = wake
         self._tasks: set[asyncio.Task[None]] = set()
@@ -165,6 +168,7 @@ class Senders:
             held.claimed_at + dt.timedelta(seconds=started - held.clock),
             result.kind if isinstance(result, Failure) else None,
         )
+        self._tally.attempted(attempt, result, duration)
         _log_attempt(self._log, attempt)
         self._buffer.unsettled += 1
         self._settler.add(attempt)
