@@ -1,7 +1,11 @@
 """All benchmarks in their short form, some minutes: `python -m benchmarks`."""
 
-from benchmarks import latency, memory, throughput
+from benchmarks import api, housekeeping, latency, log_pages, memory, metrics, throughput
 
 throughput.measure()
 latency.measure()
 memory.measure()
+api.measure()
+log_pages.measure()
+housekeeping.measure(attempts=1_000_000, rounds=1)
+metrics.measure()

@@ -11,3 +11,7 @@ class UsageError(OutboxError):
 
 class SchemaError(OutboxError):
     """The database's schema is not the one that this program knows."""
+
+
+class UnsentError(OutboxError):
+    """Nothing was sent, for a reason on our side, such as no file descriptors or no proxy. It costs nobody a try."""

@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
+from outbox.core.printable import clean, clean_json
+
 # Made once: json.dumps makes an encoder for each line, which takes longer than the line.
 _encode = json.JSONEncoder(default=str, ensure_ascii=False).encode
 
@@ -55,7 +57,7 @@ def configure(*, level: int = logging.INFO, colours: bool | None = None, with_co
         processors=[
             *([structlog.contextvars.merge_contextvars] if with_context else []),
             _complete,
-            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback) if for_people else _render,
+            *([_cleaned, structlog.dev.ConsoleRenderer()] if for_people else [_render]),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *_: lines,
@@ -72,4 +74,16 @@ def _complete(logger: WrappedLogger, level: str, event: EventDict) -> EventDict:
 
 
 def _render(_logger: WrappedLogger, _level: str, event: EventDict) -> str:
-    return _encode(event)
+    return clean_json(_encode(event))
+
+
+def _cleaned(_logger: WrappedLogger, _level: str, event: EventDict) -> EventDict:
+    # What the renderer would show of an object is text of its own.
+    return {
+        clean(name): "\n".join(map(clean, str(value).split("\n"))) if name == "exception" else _shown(value)
+        for name, value in event.items()
+    }
+
+
+def _shown(value: object) -> object:
+    return value if value is None or isinstance(value, int | float) else clean(str(value))

@@ -4,7 +4,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (2, 'tables', '0b824e5acc2390514a4819741af45e6ed608c5535c4df835a0876ee80ce3c2e9');
+values (2, 'tables', '1627c019dd4d8c1852e17df1d7ef764e5af30070caa4d0c866e10409e53313e1');
 
 -- What the triggers write and the daemon takes away within milliseconds. It has no index but its key, no
 -- foreign key and no partitions, so that the application's writer pays one plain insert.
@@ -61,6 +61,7 @@ create table outbox.postback_configs (
     id uuid not null default gen_random_uuid(),
     location_id text,
     resource text not null,
+    former_resources text[] not null default '{}',
     product_transaction_id text,
     url text not null,
     on_create boolean not null default true,
@@ -129,6 +130,9 @@ comment on column outbox.postback_configs.exhausted_at is 'When a delivery of it
 comment on column outbox.postback_configs.disabled_at is 'When we switched it off; the reason stands beside it.';
 comment on column outbox.postback_configs.governed is
     'Whether its deliveries are claimed by the rules of its order, its pace or its circuit.';
+comment on column outbox.postback_configs.former_resources is
+    'What it was for before: its log may have deliveries of these, so a search for them must not pass it over.';
+create index postback_configs_location on outbox.postback_configs (location_id);
 create index postback_configs_match on outbox.postback_configs (resource, location_id)
 where is_active and deleted_at is null;
 create index postback_configs_governed on outbox.postback_configs (id)
@@ -161,6 +165,21 @@ comment on column outbox.config_state.troubles is
 comment on column outbox.config_state.tokens is 'Tries that its rate limit allows, as of refilled_at.';
 comment on column outbox.config_state.probe_at is 'When its open circuit lets the next probe through.';
 create index config_state_failing on outbox.config_state (config_id) where failures > 0;
+
+create function outbox.keep_former_resource() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if old.resource <> all (new.former_resources) then
+        new.former_resources := new.former_resources || old.resource;
+    end if;
+    return new;
+end
+$$;
+revoke execute on function outbox.keep_former_resource() from public;
+create trigger keep_former_resource before update of resource on outbox.postback_configs
+for each row when (old.resource <> new.resource) execute function outbox.keep_former_resource();
 
 -- What is still owed: as small as the debt. Acknowledging deletes the row.
 -- No foreign keys: each would lock a config's row for every delivery, and daemons would queue there.
@@ -203,6 +222,12 @@ comment on column outbox.deliveries.order_key is
 create index deliveries_due on outbox.deliveries (config_id, due_at) where state = 'pending';
 create index deliveries_dead on outbox.deliveries (config_id, died_at) where state = 'dead';
 create index deliveries_order on outbox.deliveries (config_id, order_key, state, event_id) where order_key is not null;
+-- For lists in the order of capture. The id is in them because one transaction captures all its rows at one time.
+-- Each is for one state: the claim, which must not read what is dead, can use neither by mistake.
+create index deliveries_pending_captured on outbox.deliveries (config_id, event_created_at, event_id)
+where state = 'pending';
+create index deliveries_dead_captured on outbox.deliveries (config_id, event_created_at, event_id)
+where state = 'dead';
 
 create table outbox.attempts (
     event_id uuid not null,
@@ -223,7 +248,27 @@ create table outbox.attempts (
 comment on table outbox.attempts is 'One try: when, how long, the status or the error, the first bytes of the answer.';
 -- Each try stands in one of these two: a config's last success and last failure are one probe each.
 create index attempts_delivered on outbox.attempts (config_id, at) where outcome = 'delivered';
+create index attempts_delivered_captured on outbox.attempts (config_id, event_created_at, event_id)
+where outcome = 'delivered';
 create index attempts_failed on outbox.attempts (config_id, at) where outcome <> 'delivered';
+
+-- The daemon may tell of a config in trouble, and forge nothing else: so it has no right to insert into the outbox.
+create function outbox.tell_of_config(config_id uuid, change text, reason text) returns void
+language sql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    insert into outbox.outbox (type, resource, resource_id, location_id, product_transaction_id, data)
+    select 'UPDATE', 'postbackconfig', c.id::text, c.location_id, c.product_transaction_id, json_build_object(
+        'id', c.id, 'location_id', c.location_id, 'resource', c.resource, 'change', change, 'reason', reason,
+        'is_active', c.is_active and change <> 'disabled', 'change_ts', floor(extract(epoch from now()))::bigint
+    )
+    from outbox.postback_configs as c
+    where c.id = config_id and change in ('exhausted', 'opened', 'closed', 'disabled', 'recovered')
+$$;
+comment on function outbox.tell_of_config(uuid, text, text) is
+    'Captures an event of the resource postbackconfig: a change of how a config fares.';
+revoke execute on function outbox.tell_of_config(uuid, text, text) from public;
 
 -- A row of a day that has no partition (a clock that jumps, a daemon that was away) lands here and is not lost.
 create table outbox.events_default partition of outbox.events default;

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+_SERVER, _CLIENT = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
 LOOPBACK = ("127.0.0.1", "localhost")
 
 
@@ -34,12 +35,18 @@ class Authority:
         self.ca_file = folder / "ca.pem"
         self.ca_file.write_bytes(_pem(certificate))
 
-    def issue(self, *names: str) -> Identity:
-        """Sign a server's certificate for these host names and addresses; by default, for the loopback ones."""
+    def issue(self, *names: str, from_day: int = -1, to_day: int = 1, is_client: bool = False) -> Identity:
+        """Sign a server's certificate for these host names and addresses; by default, for the loopback ones.
+
+        It is valid between the two days from now. `is_client`: a client's, for this name.
+        """
         self._issued += 1
         key = ec.generate_private_key(ec.SECP256R1())
         names = names or LOOPBACK
-        certificate = _certificate(_common_name(names[0]), key, self._name, self._key, names=names)
+        certificate = _certificate(
+            _common_name(names[0]), key, self._name, self._key,
+            names=names, days=(from_day, to_day), usage=_CLIENT if is_client else _SERVER,
+        )  # fmt: skip
         return _write(self._folder, f"issued-{self._issued}", certificate, key, self.ca_file)
 
 
@@ -60,11 +67,13 @@ def _certificate(
     *,
     names: tuple[str, ...],
     is_ca: bool = False,
+    days: tuple[int, int] = (-1, 1),
+    usage: x509.ObjectIdentifier = ExtendedKeyUsageOID.SERVER_AUTH,
 ) -> x509.Certificate:
     now = dt.datetime.now(dt.UTC)
-    day = dt.timedelta(days=1)
+    first, last = (now + dt.timedelta(days=day) for day in days)
     # Key usage and both key identifiers, because Python 3.13 and later verify strictly by RFC 5280.
-    usage = x509.KeyUsage(
+    key_usage = x509.KeyUsage(
         digital_signature=not is_ca,
         key_cert_sign=is_ca,
         crl_sign=is_ca,
@@ -78,17 +87,17 @@ def _certificate(
     builder = (
         x509.CertificateBuilder(subject_name=subject, issuer_name=issuer, public_key=key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - day)
-        .not_valid_after(now + day)
+        .not_valid_before(first)
+        .not_valid_after(last)
         .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
-        .add_extension(usage, critical=True)
+        .add_extension(key_usage, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
     )
     if not is_ca:
         alternatives = x509.SubjectAlternativeName([_general_name(name) for name in names])
         builder = builder.add_extension(alternatives, critical=False).add_extension(
-            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
+            x509.ExtendedKeyUsage([usage]), critical=False
         )
     return builder.sign(issuer_key, hashes.SHA256())
 

@@ -342,11 +342,18 @@ class Receiver:
     """The server, in a thread with a loop of its own while its context is open; its methods are for any thread.
 
     `tls=True` shows a self-signed certificate, which `ca_file` verifies; paths without a script get `default`. In the
-    methods, a path given without a query stands for the path with any.
+    methods, a path given without a query stands for the path with any. `prepare` changes what its TLS does.
     """
 
-    def __init__(self, *, tls: bool | Identity = False, default: Behaviour = OK) -> None:
+    def __init__(
+        self,
+        *,
+        tls: bool | Identity = False,
+        default: Behaviour = OK,
+        prepare: Callable[[ssl.SSLContext], None] = lambda _: None,
+    ) -> None:
         self._tls = tls
+        self._prepare = prepare
         self._default = default
         self._context: ssl.SSLContext | None = None
         self._lock = threading.Lock()
@@ -369,6 +376,7 @@ class Receiver:
             if identity:
                 self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
                 self._context.load_cert_chain(identity.certificate, identity.key)
+                self._prepare(self._context)
                 self.ca_file = identity.ca_file
             # Listening begins here, and whoever connects before the loop turns waits in the backlog.
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1024))

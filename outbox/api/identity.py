@@ -34,12 +34,24 @@ log = structlog.get_logger("outbox")
 
 
 class SignIn:
-    """The sign-in of one application, as a middleware: `middleware` sets request[USER] below /v2/."""
+    """The sign-in of one application, as a middleware: `middleware` sets request[USER] below /v2/.
 
-    def __init__(self) -> None:
+    `user_rate` and `user_burst`: requests of one user, a second and at once. `failure_burst`: failed sign-ins from one
+    address at once. `remembered`: seconds that a user who was looked up is known without being looked up again.
+    """
+
+    def __init__(
+        self,
+        *,
+        user_rate: float = USER_RATE,
+        user_burst: float = USER_BURST,
+        failure_burst: float = FAILURE_BURST,
+        remembered: float = REMEMBERED_SECONDS,
+    ) -> None:
+        self._remembered = remembered
         self._known: dict[UUID, tuple[float, tuple[User, bytes] | None]] = {}
-        self._requests: Buckets[UUID] = Buckets(rate=USER_RATE, burst=USER_BURST)
-        self._failures: Buckets[str] = Buckets(rate=FAILURE_RATE, burst=FAILURE_BURST)
+        self._requests: Buckets[UUID] = Buckets(rate=user_rate, burst=user_burst)
+        self._failures: Buckets[str] = Buckets(rate=FAILURE_RATE, burst=failure_burst)
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -86,12 +98,12 @@ class SignIn:
             return None
         now = time.monotonic()
         until, found = self._known.get(user_id, (0.0, None))
-        if until < now:
+        if until <= now:
             async with links.connection() as conn:
                 found = await users.find(conn, user_id)
             if len(self._known) >= _MANY:
                 self._known.clear()
-            self._known[user_id] = (now + REMEMBERED_SECONDS, found)
+            self._known[user_id] = (now + self._remembered, found)
         return found
 
 

@@ -13,8 +13,8 @@ from aiohttp import web
 from outbox.api.errors import RefusedError
 
 PAGE_SIZE, MAX_PAGE_SIZE = 50, 500
-MAX_PAGE = 200
-"""The last page that `page` alone reaches; `links.next` goes on behind it."""
+REACH = 10_000
+"""The last row that `page` alone reaches: all before it are read and thrown away. `links.next` goes on behind it."""
 SHARED = ("page", "page_size", "sort", "after", "expand")
 
 
@@ -27,6 +27,8 @@ class Page:
     sort: str
     descending: bool
     after: tuple[str, ...] | None
+    reach: int
+    """The last row that a number alone reaches."""
 
     @property
     def offset(self) -> int:
@@ -39,7 +41,9 @@ def refuse(name: str, message: str) -> RefusedError:
     return RefusedError(422, f"{name} {message}", field=name)
 
 
-def read_page(request: web.Request, *, filters: Collection[str], sorts: Collection[str], default: str) -> Page:
+def read_page(
+    request: web.Request, *, filters: Collection[str], sorts: Collection[str], default: str, reach: int = REACH
+) -> Page:
     """Return the page that the query asks for; RefusedError 422 for parameters that are unknown, double or wrong."""
     query = request.query
     for name in query:
@@ -50,14 +54,16 @@ def read_page(request: web.Request, *, filters: Collection[str], sorts: Collecti
     sort = query.get("sort", default)
     if sort.removeprefix("-") not in sorts:
         raise refuse("sort", f"must be one of {', '.join(sorts)}, with - in front for the reverse.")
-    after = _cursor(query["after"]) if "after" in query else None
-    return Page(
-        _number(query.get("page", "1"), "page", 10**8 if after else MAX_PAGE),
-        _number(query.get("page_size", str(PAGE_SIZE)), "page_size", MAX_PAGE_SIZE),
-        sort.removeprefix("-"),
-        sort.startswith("-"),
-        after,
-    )
+    after = _cursor(query["after"], sort) if "after" in query else None
+    number = _number(query.get("page", "1"), "page", 10**8)
+    size = _number(query.get("page_size", str(PAGE_SIZE)), "page_size", MAX_PAGE_SIZE)
+    if after is None and number * size > reach:
+        raise refuse(
+            "page",
+            f"times page_size must be {reach} at most. Follow meta.pagination.links.next, whose `after` goes on from "
+            "any page to the next.",
+        )
+    return Page(number, size, sort.removeprefix("-"), sort.startswith("-"), after, reach)
 
 
 def expansions(request: web.Request, accepted: Collection[str]) -> set[str]:
@@ -73,9 +79,10 @@ def meta(request: web.Request, page: Page, *, total: int, capped: bool, followin
     pages = max(1, -(-total // page.size))
     links = {"self": {"href": str(request.url)}}
     if following is not None:
-        cursor = base64.urlsafe_b64encode(json.dumps(list(following)).encode()).decode().rstrip("=")
+        sort = f"-{page.sort}" if page.descending else page.sort
+        cursor = base64.urlsafe_b64encode(json.dumps([sort, *following]).encode()).decode().rstrip("=")
         links["next"] = {"href": str(request.url.update_query(page=page.number + 1, after=cursor))}
-    if not capped and pages <= MAX_PAGE:
+    if not capped and pages * page.size <= page.reach:
         links["last"] = {"href": str(request.url.without_query_params("after").update_query(page=pages))}
     pagination: dict[str, Any] = {
         "links": links, "totalCount": total, "pageCount": pages, "currentPage": page.number, "perPage": page.size,
@@ -87,15 +94,17 @@ def meta(request: web.Request, page: Page, *, total: int, capped: bool, followin
 
 def _number(text: str, name: str, most: int) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= most:
-        raise refuse(name, f"must be a whole number from 1 to {most}; links.next leads on to any page.")
+        raise refuse(name, f"must be a whole number from 1 to {most}.")
     return int(text)
 
 
-def _cursor(text: str) -> tuple[str, ...]:
+def _cursor(text: str, sort: str) -> tuple[str, ...]:
     try:
         found = json.loads(base64.urlsafe_b64decode(text.encode("ascii") + b"=="))
     except (ValueError, binascii.Error, RecursionError):
         found = None
     if not isinstance(found, list) or not all(isinstance(each, str) and "\0" not in each for each in found):
         raise refuse("after", "must be taken from links.next as it is.")
-    return tuple(found)
+    if found[:1] != [sort]:
+        raise refuse("after", "must be taken from links.next of a list with the same sort.")
+    return tuple(found[1:])

@@ -1,21 +1,44 @@
 """The API described: OpenAPI 3.1 at /openapi.json, and the same as a page at /docs. Made from the rules themselves."""
 
 import html
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from aiohttp import web
 
 from outbox import __version__
-from outbox.api import lists, postbackconfigs, postbacklogs
+from outbox.api import lists, postbackconfigs, postbacklogs, schemas
+from outbox.api.body import MAX_BYTES
 from outbox.api.keys import SETTINGS
-from outbox.core.config_document import TROUBLES
-from outbox.core.config_rules import FIELDS, NEEDS_PRODUCT_TRANSACTION, Field
 from outbox.postgres import listing
 
 _STYLE = (
     "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}code{background:#eee}"
     "td,th{text-align:left;padding:.2em 1em .2em 0;vertical-align:top}"
 )
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+_REFUSALS: Mapping[int, str] = {
+    400: "Broken: a body that is no strict JSON, a Host that is none, sign-in in the query. What is no HTTP at all, or "
+    "has a line of more than 8190 bytes, gets this in plain text.",
+    401: "Nobody signed in.",
+    403: "The location is none of the user's.",
+    404: "There is none, or it is of another location.",
+    408: "The body did not come in time.",
+    409: "It is deleted, or in a state that forbids it.",
+    413: f"The body has more than {MAX_BYTES} bytes.",
+    415: "The content type is not application/json in UTF-8, or the body is compressed.",
+    422: "Values are wrong: each field with what is accepted.",
+    429: "Too often.",
+    500: "Something failed here; the message has a reference to the log.",
+    503: "The database can not be reached now, or takes too long.",
+}
+_MORE_HEADERS = {
+    401: ("WWW-Authenticate", "Authenticate"), 429: ("Retry-After", "RetryAfter"), 503: ("Retry-After", "RetryAfter"),
+}  # fmt: skip
+_EVERYWHERE = (400, 401, 429, 500, 503)
+_WITH_BODY = (408, 413, 415, 422)
+_SORT = "A field, with - in front for the reverse."
 
 
 def add_routes(app: web.Application) -> None:
@@ -33,74 +56,35 @@ def add_routes(app: web.Application) -> None:
     app.router.add_get("/docs", show_page)
 
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-
-
 def document(min_attempt_interval: int) -> dict[str, Any]:
     """Return the OpenAPI document. `min_attempt_interval`: seconds; the operator's floor."""
-    settable = {name: _schema(field, min_attempt_interval) for name, field in FIELDS.items()}
-    required = [name for name, field in FIELDS.items() if field.required]
-    flag: dict[str, Any] = {"type": "string", "enum": ["0", "1"]}
-    shown: dict[str, Any] = {
-        name: flag if field.kind == "boolean" else {"type": [field.kind, "null"], "description": field.text}
-        for name, field in FIELDS.items() if name != "basic_auth_password"
-    } | {
-        "id": {"type": "string", "format": "uuid"}, "paused": flag,
-        **{
-            name: {"type": ["string" if name == "disabled_reason" else "integer", "null"], "description": text}
-            for name, text in TROUBLES.items()
-        },
-        "created_ts": {"type": "integer"}, "modified_ts": {"type": "integer"},
-        "_links": _object({"self": _object({"href": {"type": "string", "format": "uri"}})}),
-        "postback_logs": {"type": "array", "items": {"$ref": "#/components/schemas/PostbackLog"}},
-    }  # fmt: skip
-    log: dict[str, Any] = {
-        name: {"type": [kind, "null"], "description": text} for name, (kind, text) in postbacklogs.FIELDS.items()
-    }
-    tries = {name: {"type": [kind, "null"], "description": t} for name, (kind, t) in postbacklogs.TRY_FIELDS.items()}
-    log["tries"] = {"type": "array", "items": _object(tries)}
     return {
         "openapi": "3.1.0",
         "info": {
-            "title": "outbox", "version": __version__,
+            "title": "outbox",
+            "version": __version__,
             "description": "Postback configs and the log of what they were sent. Sign in with the headers user-id and "
-            "user-api-key, or with both as HTTP Basic. A user sees and touches only its locations.",
+            "user-api-key, or with both as HTTP Basic. A user sees and touches only its locations. What is no address "
+            "answers 404, and a method that an address does not have 405, with the header Allow.",
         },
         "security": [{"userId": [], "userKey": []}, {"basic": []}],
-        "paths": _paths(),
+        "paths": _config_paths() | _log_paths() | _open_paths(),
         "components": {
             "securitySchemes": {
                 "userId": {"type": "apiKey", "in": "header", "name": "user-id"},
                 "userKey": {"type": "apiKey", "in": "header", "name": "user-api-key"},
                 "basic": {"type": "http", "scheme": "basic"},
             },
-            "schemas": {
-                "PostbackConfigCreate": _object(settable, required) | {
-                    "if": {"properties": {"resource": {"enum": sorted(NEEDS_PRODUCT_TRANSACTION)}}},
-                    "then": {"required": ["product_transaction_id"]},
-                },
-                "PostbackConfigChange": _object(
-                    settable | {name: {} for name in ("id", "created_ts", "modified_ts", "_links")}
-                ),
-                "PostbackConfig": _object(shown),
-                "PostbackLog": _object(log),
-                "Replay": _object(
-                    {
-                        name: {"type": ["string", "integer"], "description": text}
-                        for name, text in postbacklogs.FILTERS.items()
-                    } | {"dry_run": {"type": "boolean", "description": "Only count."}}
-                ),
-                "Replayed": _object({"count": {"type": "integer"}, "dry_run": {"type": "boolean"}}),
-                "Meta": {"type": "object"},
-                "Errors": _object(
-                    {"errors": {
-                        "type": "object",
-                        "additionalProperties": {"type": "array", "items": {"type": "string"}},
-                    }}, ["errors"],
-                ),
+            "headers": {
+                "RequestId": _header("Of this request, in the log too.", {"type": "string", "format": "uuid"}),
+                "RetryAfter": _header("Seconds to wait.", {"type": "integer", "minimum": 1}),
+                "Authenticate": _header("How to sign in.", {"type": "string"}),
+                "Location": _header("Of what was made.", {"type": "string", "format": "uri"}),
             },
+            "responses": {f"Refused{status}": _refused(status, text) for status, text in _REFUSALS.items()},
+            "schemas": schemas.components(min_attempt_interval),
         },
-    }  # fmt: skip
+    }
 
 
 def render(described: dict[str, Any]) -> str:
@@ -114,9 +98,12 @@ def render(described: dict[str, Any]) -> str:
     for path, operations in described["paths"].items():
         for method, operation in operations.items():
             parts.append(f"<h2><code>{method.upper()} {text(path)}</code></h2><p>{text(operation['summary'])}</p>")
-            parts.append(_table({each["name"]: each for each in operation.get("parameters", [])}))
-            codes = ", ".join(f"{code} {text(each['description'])}" for code, each in operation["responses"].items())
-            parts.append(f"<p>Answers: {codes}</p>")
+            parts.append(_table({each["name"]: each["schema"] | each for each in operation["parameters"]}))
+            answers = {
+                code: described["components"]["responses"][each["$ref"].rpartition("/")[2]] if "$ref" in each else each
+                for code, each in operation["responses"].items()
+            }
+            parts.append(_table(answers))
     for name, schema in described["components"]["schemas"].items():
         if table := _table(schema.get("properties", {})):
             parts.append(f"<h2>{text(name)}</h2>{table}")
@@ -125,122 +112,232 @@ def render(described: dict[str, Any]) -> str:
 
 def _table(rows: dict[str, Any]) -> str:
     cells = "".join(
-        f"<tr><td><code>{html.escape(name)}</code><td>{html.escape(str(row.get('type', '')))}"
+        f"<tr><td><code>{html.escape(name)}</code><td>{html.escape(_kind(row))}"
         f"<td>{html.escape(row.get('description', ''))}"
         for name, row in rows.items()
     )
     return f"<table>{cells}</table>" if cells else ""
 
 
-def _paths() -> dict[str, Any]:
-    configs, logs = postbackconfigs, postbacklogs
-    one = [_parameter("id", "The id.", where="path")]
-    expand = [_parameter("expand", f"Of {', '.join(configs.EXPANSIONS)}, separated by commas.")]
-    paging = [
-        _parameter("page", f"From 1 to {lists.MAX_PAGE}."),
-        _parameter("page_size", f"From 1 to {lists.MAX_PAGE_SIZE}; {lists.PAGE_SIZE} if not given."),
-        _parameter("after", "The cursor, as it stands in meta.pagination.links.next."),
+def _kind(row: dict[str, Any]) -> str:
+    """Return what a value may be, in a few words."""
+    if "enum" in row:
+        return ", ".join(str(each).lower() if isinstance(each, bool) else str(each) for each in row["enum"])
+    if "anyOf" in row:
+        return " or ".join(_kind(each) for each in row["anyOf"])
+    kinds = row.get("type", "")
+    kind = kinds if isinstance(kinds, str) else " or ".join(kinds)
+    limits = [str(row[name]) for name in ("minimum", "maximum") if name in row]
+    return f"{kind} {' to '.join(limits)}" if len(limits) > 1 else kind
+
+
+def _config_paths() -> dict[str, Any]:
+    key, path, config = postbackconfigs.KEY, postbackconfigs.PATH, "PostbackConfig"
+    one = _parameter("id", "The config's id.", schemas.CONFIG_ID, where="path")
+    expand = _parameter(
+        "expand",
+        "What to add, separated by commas.",
+        {"type": "array", "items": {"type": "string", "enum": list(postbackconfigs.EXPANSIONS)}},
+    )
+    filters = [
+        _parameter(name, "A value, or several separated by commas: any of them.", schema)
+        for name, schema in schemas.config_filters().items()
     ]
-    columns = [_parameter(name, "A value, or several separated by commas: any of them.") for name in listing.COLUMNS]
-    config, log = "PostbackConfig", "PostbackLog"
-    sort = "A field, with - in front for the reverse: "
+    made = _answer("Made.", _in(key, config))
+    made["headers"]["Location"] = {"$ref": "#/components/headers/Location"}
+    made["links"] = {
+        operation: {"operationId": operation, "parameters": {"id": f"$response.body#/{key}/id"}}
+        for operation in ("showPostbackconfig", "changePostbackconfig", "removePostbackconfig")
+    }
     return {
-        configs.PATH: {
+        path: {
             "get": _operation(
-                "List configs.", 200, _list_of(configs.KEY, config),
-                parameters=[*paging, *expand, _parameter("sort", sort + ", ".join(listing.COLUMNS)), *columns],
-            ),
-            "post": _operation(
-                "Create a config.", 201, _in(configs.KEY, config), body=_in(configs.KEY, config + "Create")
-            ),
-        },
-        configs.PATH + "/{id}": {
-            "get": _operation("Show a config.", 200, _in(configs.KEY, config), parameters=[*one, *expand]),
-            "put": _operation(
-                "Change fields of a config.", 200, _in(configs.KEY, config),
-                parameters=one, body=_in(configs.KEY, config + "Change"),
-            ),
-            "delete": _operation("Delete a config and what it is owed.", 204, None, parameters=one),
-        },
-        logs.PATH: {
-            "get": _operation(
-                "List postback logs.", 200, _list_of(logs.KEY, log),
+                "listPostbackconfigs",
+                "List configs.",
+                {200: _answer("The page.", _list_of(key, config))},
+                (422,),
                 parameters=[
-                    *paging, _parameter("sort", sort + "state_ts"),
-                    *(_parameter(name, text) for name, text in logs.FILTERS.items()),
+                    *_paging(lists.REACH),
+                    expand,
+                    _parameter("sort", _SORT, schemas.sorts(listing.COLUMNS)),
+                    *filters,
                 ],
             ),
-        },
-        logs.PATH + "/{id}": {"get": _operation("Show a log with its tries.", 200, _in(logs.KEY, log), parameters=one)},
-        logs.PATH + "/{id}/replay": {
-            "post": _operation("Send it once more.", 202, _in("replay", "Replayed"), parameters=one)
-        },
-        logs.PATH + "/replay": {
             "post": _operation(
-                "Send all once more that a filter chooses: the dead ones, unless postback_status_id says otherwise.",
-                202, _in("replay", "Replayed"), body=_in("replay", "Replay"),
+                "createPostbackconfig", "Create a config.", {201: made}, (403,), body=_in(key, config + "Create")
+            ),
+        },
+        path + "/{id}": {
+            "get": _operation(
+                "showPostbackconfig",
+                "Show a config.",
+                {200: _answer("The config.", _in(key, config))},
+                (404, 409, 422),
+                parameters=[one, expand],
+            ),
+            "put": _operation(
+                "changePostbackconfig",
+                "Change the fields that the body names. What is read-only may be sent back as it was.",
+                {200: _answer("The config as it is now.", _in(key, config))},
+                (403, 404, 409),
+                parameters=[one],
+                body=_in(key, config + "Change"),
+            ),
+            "delete": _operation(
+                "removePostbackconfig",
+                "Delete a config and what it is owed.",
+                {204: _answer("Deleted.")},
+                (404, 409),
+                parameters=[one],
+            ),
+        },
+    }
+
+
+def _log_paths() -> dict[str, Any]:
+    key, path, log = postbacklogs.KEY, postbacklogs.PATH, "PostbackLog"
+    one = _parameter("id", postbacklogs.FIELDS["id"][1], schemas.LOG_ID, where="path")
+    filters = [_parameter(name, postbacklogs.FILTERS[name], schema) for name, schema in schemas.log_filters().items()]
+    replayed = _in("replay", "Replayed")
+    return {
+        path: {
+            "get": _operation(
+                "listPostbacklogs",
+                "List postback logs.",
+                {200: _answer("The page.", _list_of(key, log))},
+                (422,),
+                parameters=[
+                    *_paging(postbacklogs.COUNTED),
+                    _parameter("sort", _SORT, schemas.sorts(tuple(postbacklogs.SORTS))),
+                    *filters,
+                ],
             )
         },
+        path + "/{id}": {
+            "get": _operation(
+                "showPostbacklog",
+                "Show a log with its tries.",
+                {200: _answer("The log.", _in(key, log))},
+                (404, 422),
+                parameters=[one],
+            )
+        },
+        path + "/{id}/replay": {
+            "post": _operation(
+                "replayPostbacklog",
+                "Send it once more.",
+                {202: _answer("It is owed again.", replayed)},
+                (404, 409),
+                parameters=[one],
+            )
+        },
+        path + "/replay": {
+            "post": _operation(
+                "replayPostbacklogs",
+                "Send all once more that a filter chooses: the dead ones, unless postback_status_id says otherwise.",
+                {
+                    200: _answer("Counted only: dry_run.", replayed),
+                    202: _answer("They are owed again.", replayed),
+                },
+                body=_in("replay", "Replay"),
+            )
+        },
+    }
+
+
+def _open_paths() -> dict[str, Any]:
+    """Return what needs no sign-in."""
+    ready = _in_schema("Readiness")
+    return {
+        "/livez": _open("isAlive", "Whether the process lives.", {200: _answer("It does.", _in_schema("Health"))}),
+        "/readyz": _open(
+            "isReady",
+            "Whether it does its work: the database answers, and its schema fits.",
+            {200: _answer("It does.", ready), 503: _answer("It does not, and why.", ready)},
+        ),
+    }
+
+
+def _open(name: str, summary: str, answers: dict[int, Any]) -> dict[str, Any]:
+    described = {
+        "operationId": name, "summary": summary, "security": [], "parameters": [],
+        "responses": {str(status): answer for status, answer in answers.items()},
     }  # fmt: skip
+    return {"get": described}
 
 
-def _schema(field: Field, min_attempt_interval: int) -> dict[str, Any]:
-    described: dict[str, Any] = {"description": field.text}
-    match field.kind:
-        case "boolean":
-            described["enum"] = [True, False, 1, 0, "1", "0", "true", "false"]
-        case "integer":
-            least = min_attempt_interval if field.name == "attempt_interval" else field.least
-            types = ["integer", "string", *(["null"] if field.nullable else [])]
-            described |= {"type": types, "minimum": least, "maximum": field.most, "pattern": "^[0-9]+$"}
-        case "string":
-            nullable = field.nullable or field.name == "location_id"
-            described |= {"type": ["string", "null"] if nullable else "string", "minLength": field.least}
-            if field.most is not None:
-                described["maxLength"] = field.most
-            if field.choices:
-                described["enum"] = list(field.choices)
-    if field.default is not None:
-        described["default"] = field.default
-    return described
+def _paging(reach: int) -> list[dict[str, Any]]:
+    return [
+        _parameter(
+            "page",
+            f"Times page_size up to {reach}; links.next leads on from any page, with after.",
+            schemas.number(1, reach, 1),
+        ),
+        _parameter("page_size", "Rows of a page.", schemas.number(1, lists.MAX_PAGE_SIZE, lists.PAGE_SIZE)),
+        _parameter(
+            "after",
+            "The cursor, as it stands in meta.pagination.links.next; no other is accepted.",
+            {"type": "string", "pattern": "^[A-Za-z0-9_-]+$"},
+        ),
+    ]
 
 
-def _object(properties: dict[str, Any], required: list[str] | None = None) -> dict[str, Any]:
-    described = {"type": "object", "properties": properties, "additionalProperties": False}
-    return described | {"required": required} if required else described
-
-
-def _in(key: str, schema: str) -> dict[str, Any]:
-    return _object({key: {"$ref": f"#/components/schemas/{schema}"}}, [key])
-
-
-def _list_of(key: str, schema: str) -> dict[str, Any]:
-    items = {"type": "array", "items": {"$ref": f"#/components/schemas/{schema}"}}
-    return _object({key + "s": items, "meta": {"$ref": "#/components/schemas/Meta"}}, [key + "s", "meta"])
-
-
-def _parameter(name: str, text: str, *, where: str = "query") -> dict[str, Any]:
-    return {"name": name, "in": where, "required": where == "path", "description": text, "schema": {"type": "string"}}
+def _parameter(name: str, text: str, schema: dict[str, Any], *, where: str = "query") -> dict[str, Any]:
+    described = {"name": name, "in": where, "required": where == "path", "description": text, "schema": schema}
+    return described | {"style": "form", "explode": False} if schema["type"] == "array" else described
 
 
 def _operation(
+    name: str,
     summary: str,
-    status: int,
-    answer: dict[str, Any] | None,
+    answers: dict[int, dict[str, Any]],
+    refusals: Iterable[int] = (),
     *,
     parameters: list[dict[str, Any]] | None = None,
     body: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    def content(schema: dict[str, Any]) -> dict[str, Any]:
-        return {"content": {"application/json": {"schema": schema}}}
-
-    refused = {"description": "Refused.", **content({"$ref": "#/components/schemas/Errors"})}
+    refused = sorted({*_EVERYWHERE, *refusals, *(_WITH_BODY if body else ())})
     described: dict[str, Any] = {
+        "operationId": name,
         "summary": summary,
         "parameters": parameters or [],
-        "responses": {str(status): {"description": "Done."} | (content(answer) if answer else {})}
-        | {"default": refused},
+        "responses": {str(status): answer for status, answer in answers.items()}
+        | {str(status): {"$ref": f"#/components/responses/Refused{status}"} for status in refused},
     }
     if body:
-        described["requestBody"] = {"required": True, **content(body)}
+        described["requestBody"] = {"required": True, **_content(body)}
     return described
+
+
+def _answer(text: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
+    described = {"description": text, "headers": {"request-id": {"$ref": "#/components/headers/RequestId"}}}
+    return described | _content(schema) if schema else described
+
+
+def _refused(status: int, text: str) -> dict[str, Any]:
+    described = _answer(text, _in_schema("Errors"))
+    if status in _MORE_HEADERS:
+        name, header = _MORE_HEADERS[status]
+        described["headers"][name] = {"$ref": f"#/components/headers/{header}"}
+    return described
+
+
+def _header(text: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"description": text, "required": True, "schema": schema}
+
+
+def _content(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"content": {"application/json": {"schema": schema}}}
+
+
+def _in_schema(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _in(key: str, schema: str) -> dict[str, Any]:
+    return schemas.only({key: _in_schema(schema)}, [key])
+
+
+def _list_of(key: str, schema: str) -> dict[str, Any]:
+    items = {"type": "array", "items": _in_schema(schema)}
+    return schemas.only({key + "s": items, "meta": _in_schema("Meta")}, [key + "s", "meta"])

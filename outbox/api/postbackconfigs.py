@@ -4,6 +4,7 @@ import re
 from typing import Any
 from uuid import UUID
 
+import psycopg
 from aiohttp import web
 from psycopg import AsyncConnection
 
@@ -12,8 +13,9 @@ from outbox.api.body import json_body
 from outbox.api.errors import RefusedError
 from outbox.api.keys import LINKS, SECRET_BOX, SETTINGS, USER
 from outbox.core.config_document import TROUBLES, to_document
-from outbox.core.config_rules import FIELDS, InvalidConfigError, Value, validate
+from outbox.core.config_rules import FIELDS, Value, validate
 from outbox.core.model import PostbackConfig, User
+from outbox.http.guard import Guard
 from outbox.postgres import configs, history, listing
 from outbox.postgres.configs import UnknownConfigError
 from outbox.postgres.selection import Filter
@@ -23,8 +25,10 @@ PATH = "/v2/postbackconfigs"
 EXPANSIONS = ("postback_logs", "basic_auth_username")
 LATEST_LOGS = 10
 
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _BOOLEANS = {"1": "true", "true": "true", "0": "false", "false": "false"}
-_READ_ONLY = ("id", "created_ts", "modified_ts", "_links")
+READ_ONLY = ("id", "paused", *TROUBLES, "created_ts", "modified_ts", "_links")
+"""What an answer has beside the fields; a body may repeat it as it is."""
 
 
 def add_routes(app: web.Application) -> None:
@@ -52,16 +56,22 @@ async def _list(request: web.Request) -> web.Response:
     if page.after is not None:
         _check_cursor(page)
     async with request.app[LINKS].connection() as conn:
-        found, total, following = await listing.page(
-            conn,
-            request[USER].location_ids,
-            filters,
-            sort=page.sort,
-            descending=page.descending,
-            limit=page.size,
-            offset=page.offset,
-            after=page.after,
-        )
+        try:
+            found, total, following = await listing.page(
+                conn,
+                request[USER].location_ids,
+                filters,
+                sort=page.sort,
+                descending=page.descending,
+                limit=page.size,
+                offset=page.offset,
+                after=page.after,
+            )
+        except psycopg.DataError:
+            # What stands in a cursor is cast by the database alone.
+            if page.after is None:
+                raise
+            raise _no_cursor() from None
         documents = [await _expanded(request, conn, config, expand) for config in found]
     meta = lists.meta(request, page, total=total, capped=False, following=following)
     return web.json_response({KEY + "s": documents, "meta": meta})
@@ -78,20 +88,25 @@ async def _show(request: web.Request) -> web.Response:
 async def _change(request: web.Request) -> web.Response:
     raw = await json_body(request, KEY)
     async with request.app[LINKS].connection() as conn, conn.transaction():
-        # Locked, so that the config is still this user's when the edit is made.
+        # Locked, so that what is judged together with the change is still so when it is made.
         current = await listing.visible(conn, _id(request), request[USER].location_ids, lock=True)
         shown = _document(request, current)
         # Who sends back what he read has changed nothing of it.
-        wanted = {name: value for name, value in raw.items() if name not in _READ_ONLY or value != shown.get(name)}
+        wanted = {name: value for name, value in raw.items() if name not in READ_ONLY or value != shown.get(name)}
         fields = _validated(request, wanted, current)
-        config = await configs.edit(conn, current.id, fields, request.app[SECRET_BOX]) if fields else current
+        config = current
+        if fields:
+            config = await configs.edit(
+                conn, current.id, fields, request.app[SECRET_BOX], locations=request[USER].location_ids
+            )
     return web.json_response({KEY: _document(request, config)})
 
 
 async def _remove(request: web.Request) -> web.Response:
+    locations = request[USER].location_ids
     async with request.app[LINKS].connection() as conn:
-        config = await listing.visible(conn, _id(request), request[USER].location_ids)
-        await configs.remove(conn, config.id)
+        config = await listing.visible(conn, _id(request), locations)
+        await configs.remove(conn, config.id, locations=locations)
     return web.Response(status=204)
 
 
@@ -100,8 +115,10 @@ def _validated(request: web.Request, raw: dict[str, Any], current: PostbackConfi
     fields = validate(
         raw,
         min_attempt_interval=request.app[SETTINGS].min_attempt_interval,
-        any_location=user.is_operator,
+        # Whose locations are whose is no question of form: it is answered below, with 403.
+        any_location=True,
         current=current,
+        url_fault=Guard.of(request.app[SETTINGS]).url_fault,
     )
     if "location_id" in fields:
         check_location(user, fields["location_id"])
@@ -109,14 +126,14 @@ def _validated(request: web.Request, raw: dict[str, Any], current: PostbackConfi
 
 
 def check_location(user: User, location: Value) -> None:
-    """Raise RefusedError 403 unless the location is the user's."""
+    """Raise RefusedError 403 unless the location is the user's; null, for all of them, is an operator's."""
     if user.location_ids is not None and location not in user.location_ids:
         raise RefusedError(403, "location_id must be a location of yours.", field="location_id")
 
 
 def _id(request: web.Request) -> UUID:
     text = request.match_info["id"]
-    if not re.fullmatch(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", text):
+    if not _UUID.fullmatch(text):
         raise UnknownConfigError("There is no config with this id.")
     return UUID(text)
 
@@ -159,19 +176,21 @@ def _texts(name: str, text: str) -> list[str]:
     kind = FIELDS[name].kind if name in FIELDS else "uuid" if name == "id" else "integer"
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise lists.refuse(name, "must not contain NUL or half a character.")
-    if kind == "boolean":
-        if not set(texts) <= _BOOLEANS.keys():
-            raise lists.refuse(name, "must be of 1, 0, true and false, separated by commas.")
-        return [_BOOLEANS[each] for each in texts]
-    if kind == "integer" and not all(re.fullmatch(r"[0-9]{1,12}", each) for each in texts):
-        raise InvalidConfigError({name: [f"{name} must be whole numbers, separated by commas."]})
-    return (
-        [str(int(each)) for each in texts]
-        if kind == "integer"
-        else [each.lower() for each in texts]
-        if (kind == "uuid")
-        else texts
-    )
+    match kind:
+        case "boolean":
+            if not set(texts) <= _BOOLEANS.keys():
+                raise lists.refuse(name, "must be of 1, 0, true and false, separated by commas.")
+            return [_BOOLEANS[each] for each in texts]
+        case "integer":
+            if not all(re.fullmatch(r"[0-9]{1,12}", each) for each in texts):
+                raise lists.refuse(name, "must be whole numbers, separated by commas.")
+            return [str(int(each)) for each in texts]
+        case "uuid":
+            if not all(_UUID.fullmatch(each) for each in texts):
+                raise lists.refuse(name, "must be UUIDs, separated by commas.")
+            return [each.lower() for each in texts]
+        case _:
+            return texts
 
 
 def _check_cursor(page: lists.Page) -> None:
@@ -179,4 +198,8 @@ def _check_cursor(page: lists.Page) -> None:
         _, last = page.after or ()
         UUID(last)
     except ValueError:
-        raise lists.refuse("after", "must be taken from links.next as it is.") from None
+        raise _no_cursor() from None
+
+
+def _no_cursor() -> RefusedError:
+    return lists.refuse("after", "must be taken from links.next as it is.")

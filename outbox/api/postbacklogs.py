@@ -19,13 +19,18 @@ from outbox.postgres import history, listing
 from outbox.postgres.configs import DeletedConfigError, UnknownConfigError
 from outbox.postgres.history import DeliveryKey, Summary, Try
 from outbox.postgres.replay import REPLAYABLE, replay
-from outbox.postgres.selection import Filter, Position, State
+from outbox.postgres.selection import Filter, Order, Position, State
 
 KEY = "postbacklog"
 PATH = "/v2/postbacklogs"
-COUNTED = 10_000
-"""Rows that a list counts at most; more is told as `totalCountIsCapped`."""
+COUNTED = 1000
+"""Rows that a list counts at most; more is told as `totalCountIsCapped`. Only the first page counts.
+
+Pages by number reach as far: in the worst case each config is asked for that many rows.
+"""
 NEW, WAITING, DELIVERED, DEAD = 1, 2, 3, 4
+SORTS: Mapping[str, Order] = {"created_ts": Order.CAPTURED, "state_ts": Order.FILED}
+"""Fields that a list can be sorted by. By `created_ts` a log keeps its place, whatever becomes of it."""
 _STATUSES = {"1": State.PENDING, "2": State.PENDING, "3": State.DELIVERED, "4": State.DEAD}
 
 FIELDS: Mapping[str, tuple[str, str]] = {
@@ -41,7 +46,7 @@ FIELDS: Mapping[str, tuple[str, str]] = {
     "model": ("string", "The resource, capitalised; null when the event is no longer kept."),
     "model_id": ("string", "The record's id."),
     "type": ("string", "CREATE, UPDATE or DELETE."),
-    "state_ts": ("integer", "When it was delivered or died; of one still owed, was captured. Lists are sorted by it."),
+    "state_ts": ("integer", "When it was delivered or died; of one still owed, was captured."),
     "number_of_attempts": ("integer", "Tries begun, over all replays."),
     "last_error": ("string", "Why the last try failed."),
 }  # fmt: skip
@@ -81,8 +86,9 @@ def add_routes(app: web.Application) -> None:
     """Add the resource's routes."""
     app.router.add_get(PATH, _list)
     app.router.add_post(PATH + "/replay", _replay_chosen)
-    app.router.add_get(PATH + "/{id}", _show)
-    app.router.add_post(PATH + "/{id}/replay", _replay_one)
+    # An id has a dot: so `replay` is none, and GET there is 405.
+    app.router.add_get(PATH + r"/{id:[^{}/]*\.[^{}/]*}", _show)
+    app.router.add_post(PATH + r"/{id:[^{}/]*\.[^{}/]*}/replay", _replay_one)
 
 
 def to_document(summary: Summary) -> dict[str, Any]:
@@ -107,22 +113,31 @@ def to_document(summary: Summary) -> dict[str, Any]:
 
 
 async def _list(request: web.Request) -> web.Response:
-    page = lists.read_page(request, filters=FILTERS, sorts=("state_ts",), default="-state_ts")
+    ranges = [name for name in SORTS if name in request.query]
+    default = ranges[0] if ranges else "created_ts"
+    page = lists.read_page(request, filters=FILTERS, sorts=tuple(SORTS), default=f"-{default}", reach=COUNTED)
+    if ranges and page.sort not in ranges:
+        # It would read all that is in the order and not in the range.
+        raise lists.refuse(
+            "sort", f"must be {ranges[0]} or -{ranges[0]} where that is a filter and {page.sort} is none."
+        )
     lists.expansions(request, ())
     chosen = _chosen(request, {name: request.query[name] for name in FILTERS if name in request.query})
-    after = None if page.after is None else _position(page.after)
+    order = SORTS[page.sort]
+    after, counted = (None, None) if page.after is None else _cursor(page.after)
     async with request.app[LINKS].connection() as conn:
-        total = await history.count(conn, chosen, most=COUNTED + 1)
+        total, capped = counted or await history.count(conn, chosen, most=COUNTED + 1)
         found = await history.deliveries(
-            conn, chosen, limit=page.offset + page.size + 1, after=after, oldest_first=not page.descending
+            conn, chosen, limit=page.offset + page.size + 1, after=after, order=order, oldest_first=not page.descending
         )
     rows = found[page.offset :][: page.size]
-    more = len(found) > page.offset + page.size
+    total = min(total, COUNTED)
     following = None
-    if more:
-        last = rows[-1].position
-        following = (last.state_at.astimezone(UTC).isoformat(), str(last.event_id), str(last.config_id))
-    meta = lists.meta(request, page, total=min(total, COUNTED), capped=total > COUNTED, following=following)
+    if len(found) > page.offset + page.size:
+        at, event, config = rows[-1].position(order)
+        counts = ("more" if capped else "all", str(total))
+        following = (at.astimezone(UTC).isoformat(), str(event), str(config), *counts)
+    meta = lists.meta(request, page, total=total, capped=capped, following=following)
     return web.json_response({KEY + "s": [to_document(each) for each in rows], "meta": meta})
 
 
@@ -233,13 +248,14 @@ def _uuid(name: str, text: str | None) -> UUID | None:
         raise lists.refuse(name, "must be a UUID.") from None
 
 
-def _position(cursor: tuple[str, ...]) -> Position:
+def _cursor(cursor: tuple[str, ...]) -> tuple[Position, tuple[int, bool]]:
+    """Return where the list goes on, and what the first page had counted."""
     try:
-        at, event, config = cursor
+        at, event, config, more, total = cursor
         when = datetime.fromisoformat(at)
-        if when.tzinfo is None:
+        if when.tzinfo is None or more not in {"more", "all"} or not re.fullmatch(r"[0-9]{1,9}", total):
             raise ValueError  # noqa: TRY301 - the one answer for all that is no cursor
-        return Position(when, UUID(event), UUID(config))
+        return Position(when, UUID(event), UUID(config)), (int(total), more == "more")
     except ValueError:
         raise lists.refuse("after", "must be taken from links.next as it is.") from None
 

@@ -19,6 +19,7 @@ from outbox.core.config_rules import FIELDS, Value, validate
 from outbox.core.model import Answer, Delivered, EventType, Failure, PostbackConfig
 from outbox.core.outcome import judge
 from outbox.errors import OutboxError, UsageError
+from outbox.http.guard import Guard
 from outbox.http.sender import Sender
 from outbox.postgres import configs, expands
 from outbox.secrets import SecretBox
@@ -63,13 +64,18 @@ def _field_flags(*, defaults: bool) -> Callable[[options.Command], options.Comma
 
 
 @config.command()
-@options.settings("dsn", "secret_key", "min_attempt_interval")
+@options.settings("dsn", "secret_key", "min_attempt_interval", *options.DESTINATIONS)
 @_field_flags(defaults=True)
 @options.as_json
 def add(settings: Settings, *, as_json: bool, all_locations: bool, **given: str | bool | None) -> None:
     """Add a config."""
     raw = _raw(given, all_locations=all_locations)
-    fields = validate(raw, min_attempt_interval=settings.min_attempt_interval, any_location=all_locations)
+    fields = validate(
+        raw,
+        min_attempt_interval=settings.min_attempt_interval,
+        any_location=all_locations,
+        url_fault=Guard.of(settings).url_fault,
+    )
     secrets = SecretBox(settings.secret_key)
     added = _run(settings, lambda conn: _add(conn, fields, secrets))
     _print(added, as_json=as_json)
@@ -123,7 +129,7 @@ def show(settings: Settings, config_id: UUID, *, as_json: bool) -> None:
 
 
 @config.command()
-@options.settings("dsn", "secret_key", "min_attempt_interval")
+@options.settings("dsn", "secret_key", "min_attempt_interval", *options.DESTINATIONS)
 @_id
 @_field_flags(defaults=False)
 @click.option("--no-product-transaction-id", is_flag=True, help="Rows of every merchant account.")
@@ -166,6 +172,7 @@ async def _edit(conn: AsyncConnection, config_id: UUID, raw: Mapping[str, Value]
         min_attempt_interval=settings.min_attempt_interval,
         any_location=True,  # no location is given by --all-locations only
         current=await configs.get(conn, config_id),
+        url_fault=Guard.of(settings).url_fault,
     )
     return await _examined(conn, await configs.edit(conn, config_id, changes, SecretBox(settings.secret_key)))
 
@@ -201,7 +208,7 @@ def remove(settings: Settings, config_id: UUID, *, yes: bool) -> None:
 
 
 @config.command()
-@options.settings("dsn", "secret_key", "request_timeout", "allow_networks")
+@options.settings("dsn", "secret_key", "request_timeout", *options.WAY_OUT)
 @_id
 @options.as_json
 def test(settings: Settings, config_id: UUID, *, as_json: bool) -> None:
@@ -210,6 +217,8 @@ def test(settings: Settings, config_id: UUID, *, as_json: bool) -> None:
     result, duration_ms = options.run_async(_send_example(subscription, settings))
     acknowledged = isinstance(judge(result, tries=1, number_of_attempts=1, attempt_interval=0), Delivered)
     error = None if isinstance(result, Answer) else f"{result.kind}: {result.message}"
+    if isinstance(result, Failure) and result.address:
+        error = f"{error} ({result.address})"
     answer = result.body.decode("utf-8", "replace")[:_SHOWN_ANSWER] if isinstance(result, Answer) else ""
     if as_json:
         options.print_json(
@@ -237,7 +246,7 @@ async def _send_example(subscription: PostbackConfig, settings: Settings) -> tup
         authorization=_authorization(subscription, SecretBox(settings.secret_key)),
     )
     body = postback.form_body(EventType.CREATE, subscription.resource, 1, data)
-    async with Sender(timeout=settings.request_timeout, allow_networks=settings.allow_networks) as sender:
+    async with Sender.of(settings) as sender:
         began = time.monotonic()
         result = await sender.post(subscription.url, body, {**headers, "webhook-test": "1"})
         return result, round((time.monotonic() - began) * 1000)
@@ -311,7 +320,7 @@ def _row(subscription: PostbackConfig) -> tuple[str, ...]:
             circuit_is_open=subscription.circuit_opened_at is not None, disabled_reason=subscription.disabled_reason,
         ),
         f"{subscription.number_of_attempts} every {subscription.attempt_interval} s",
-        subscription.url,
+        plain.clean(subscription.url),
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import click
 import psycopg
 
 from outbox import __version__
-from outbox.cli import config, deliveries, demo, doctor, run, schema, serve, status, user
+from outbox.cli import config, deliveries, demo, doctor, prune, run, schema, serve, status, user
 from outbox.errors import OutboxError, UsageError
 
 
@@ -38,6 +38,7 @@ for _command in (
     deliveries.replay_,
     status.status,
     doctor.doctor,
+    prune.prune,
     demo.demo,
 ):
     main.add_command(_command)

@@ -15,9 +15,15 @@ import click
 import psycopg
 
 from outbox import settings as settings_
+from outbox.core.printable import clean_json
 from outbox.errors import OutboxError, SchemaError
 from outbox.postgres import migrations
 from outbox.postgres.pool import Link
+
+DESTINATIONS = ("allow_networks", "deny_networks", "allow_ports", "require_https")
+"""The settings of where may be posted to."""
+WAY_OUT = (*DESTINATIONS, "ca_file", "client_certificate", "proxy")
+"""The settings of whoever posts."""
 
 Command = Callable[..., Any]
 T = TypeVar("T")
@@ -25,6 +31,8 @@ T = TypeVar("T")
 
 def settings(*names: str, required: tuple[str, ...] = ("dsn",)) -> Callable[[Command], Command]:
     """Give a command the options of these settings, and itself a `settings: Settings` argument instead of them."""
+    if "dsn" in names:
+        names = ("dsn", "pooling", *(name for name in names if name != "dsn"))
     shown = [name for name in names if not settings_.BY_NAME[name].metadata["secret"]]
 
     def decorate(command: Command) -> Command:
@@ -55,7 +63,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 def print_json(value: object) -> None:
     """Print a value as JSON; times become ISO 8601, ids strings."""
-    click.echo(json.dumps(value, default=_plain, ensure_ascii=False, indent=2))
+    click.echo(clean_json(json.dumps(value, default=_plain, ensure_ascii=False, indent=2)))
 
 
 def _plain(value: object) -> object:
@@ -93,7 +101,7 @@ async def connect(settings: settings_.Settings) -> AsyncIterator[psycopg.AsyncCo
 
     Raises OutboxError or SchemaError in place of the database's "does not exist".
     """
-    link = Link(needed(settings.dsn), "command", settings=None)
+    link = Link(needed(settings.dsn), "command", settings=None, pooling=settings.pooling)
     try:
         conn = await link.connection()
         try:

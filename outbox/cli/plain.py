@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 import click
 
+from outbox.core.printable import clean
 
-def clean(text: str) -> str:
-    """Write out what would move the cursor or worse: subscribers and records choose these characters."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+__all__ = ["cell", "clean", "count", "print_fields", "print_table"]
 
 
 def cell(value: object, *, width: int | None = None) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import gc
 import signal
+from typing import Any
 
 import click
 
@@ -12,7 +13,7 @@ from outbox.api import server
 from outbox.cli import options
 from outbox.cli.serve import DEFAULT_LISTEN
 from outbox.daemon.run import run_daemon
-from outbox.daemon.workers import WITH_PARENT, end_with_parent, run_workers
+from outbox.daemon.workers import REPORT_TO, REPORTS_FROM, WITH_PARENT, end_with_parent, run_workers
 from outbox.errors import OutboxError, UsageError
 from outbox.settings import Settings
 
@@ -24,11 +25,14 @@ _SETTINGS = (
     "request_timeout",
     "drain_timeout",
     "workers",
-    "allow_networks",
+    *options.WAY_OUT,
     "secret_key",
     "listen",
+    "metrics_configs",
     "min_attempt_interval",
     "disable_after",
+    "retention",
+    "retention_dead",
 )
 
 
@@ -37,7 +41,11 @@ _SETTINGS = (
 @click.option("--until-empty", is_flag=True, help="Work off what is due and exit: 0, or 1 when a delivery died.")
 @click.option("--serve", is_flag=True, help="Serve the HTTP API too, on 127.0.0.1:8080 unless OUTBOX_LISTEN is set.")
 @click.option(WITH_PARENT, is_flag=True, hidden=True)
-def run(settings: Settings, *, until_empty: bool, serve: bool, with_parent: bool) -> None:
+@click.option(REPORT_TO, type=int, hidden=True)
+@click.option(REPORTS_FROM, default="", hidden=True)
+def run(
+    settings: Settings, *, until_empty: bool, serve: bool, with_parent: bool, report_to: int | None, reports_from: str
+) -> None:
     """Dispatch: route what was captured, send it, settle it, until SIGTERM or SIGINT.
 
     The daemon never changes the schema; it refuses one that it does not know. OUTBOX_SECRET_KEY is read from the
@@ -48,11 +56,21 @@ def run(settings: Settings, *, until_empty: bool, serve: bool, with_parent: bool
     if serve and settings.workers > 1:
         raise UsageError("--serve is for one worker: run `outbox serve` beside --workers.")
     if settings.workers > 1:
-        code = run_workers(settings.workers)
+        code = run_workers(settings.workers, listens=settings.listen is not None)
         if code:
             raise click.exceptions.Exit(code)
         return
-    died = options.run_async(_run(settings, until_empty=until_empty, serve=serve, with_parent=with_parent))
+    sockets = [int(fd) for fd in reports_from.split(",") if fd]
+    died = options.run_async(
+        _run(
+            settings,
+            until_empty=until_empty,
+            serve=serve,
+            with_parent=with_parent,
+            report_to=report_to,
+            reports_from=sockets,
+        )
+    )
     if until_empty and died:
         raise OutboxError(f"{died} deliveries died. See: outbox deliveries list --state dead")
 
@@ -64,13 +82,13 @@ def _calm_the_collector() -> None:
     gc.set_threshold(50_000, 20, 20)
 
 
-async def _run(settings: Settings, *, until_empty: bool, serve: bool, with_parent: bool) -> int:
+async def _run(settings: Settings, *, serve: bool, with_parent: bool, **how: Any) -> int:  # noqa: ANN401 - as run_daemon has it
     stop = asyncio.Event()
     if with_parent:
         end_with_parent(stop)
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     if not serve:
-        return await run_daemon(settings, stop=stop, until_empty=until_empty)
+        return await run_daemon(settings, stop=stop, **how)
     settings = dataclasses.replace(settings, listen=settings.listen or DEFAULT_LISTEN)
-    return await run_daemon(settings, stop=stop, until_empty=until_empty, application=server.application(settings))
+    return await run_daemon(settings, stop=stop, application=server.application(settings), **how)

@@ -38,7 +38,7 @@ def migrate(settings: Settings, *, check: bool, show: bool) -> None:
 
 
 async def _ledger(dsn: str) -> dict[int, str]:
-    async with await psycopg.AsyncConnection.connect(dsn) as conn:
+    async with await psycopg.AsyncConnection.connect(dsn, prepare_threshold=None) as conn:
         return await migrations.applied(conn)
 
 

@@ -11,6 +11,7 @@ from outbox.api import server
 from outbox.cli import options
 from outbox.daemon import health
 from outbox.errors import SchemaError
+from outbox.metrics.page import add_page
 from outbox.postgres import migrations
 from outbox.settings import Settings
 
@@ -20,7 +21,7 @@ log = structlog.get_logger("outbox")
 
 
 @click.command()
-@options.settings("dsn", "secret_key", "min_attempt_interval", "listen", "allow_networks")
+@options.settings("dsn", "secret_key", "min_attempt_interval", "listen", "metrics_configs", *options.DESTINATIONS)
 def serve(settings: Settings) -> None:
     """Serve the HTTP API, on 127.0.0.1:8080 unless OUTBOX_LISTEN says otherwise, until SIGTERM or SIGINT.
 
@@ -39,6 +40,7 @@ async def _serve(settings: Settings) -> None:
             raise SchemaError("\n".join(problems))
     app = server.application(settings)
     server.add_health(app)
+    add_page(app, options.needed(settings.dsn), worst=settings.metrics_configs, pooling=settings.pooling)
     host, port = settings.listen or DEFAULT_LISTEN
     runner = await health.serve(app, (host, port))
     log.info("server.started", version=__version__, host=host, port=port)

@@ -31,6 +31,8 @@ def status(settings: Settings, *, as_json: bool) -> None:
             ("held", f"{found.held} (paused and inactive configs)" if found.held else "0"),
             ("dead", f"{found.dead} (outbox deliveries --state dead)" if found.dead else "0"),
             ("configs", str(found.configs)),
+            ("open circuits", f"{found.open_circuits} (they get probes only)" if found.open_circuits else "0"),
+            ("disabled", f"{found.disabled} (did nothing but fail: outbox doctor)" if found.disabled else "0"),
         ]
     )
     if configs:

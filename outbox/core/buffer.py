@@ -203,6 +203,11 @@ class Buffer:
         return min(self.waiting, self._concurrency - self.in_flight - self.unsettled) if self._turns else 0
 
     @property
+    def limited(self) -> int:
+        """Of how many configs fewer may be in flight than the setting says, because their POSTs timed out."""
+        return len(self._limits)
+
+    @property
     def config_ids(self) -> list[UUID]:
         """The configs that have something waiting."""
         return [config_id for config_id, lane in self._lanes.items() if lane.waiting]

@@ -3,18 +3,20 @@
 Values in, values or faults out; nothing here knows where a config is stored.
 """
 
-import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from outbox.core.model import PostbackConfig
+from outbox.core.url import UrlFaultError, parse
+from outbox.core.url_pattern import URL_PATTERN
 from outbox.errors import UsageError
 
 Value = str | int | bool | None
 
 NEEDS_PRODUCT_TRANSACTION = frozenset({"transaction", "transactionbatch"})
+_EXPANDS = "[A-Za-z0-9_.-]+(?:, *[A-Za-z0-9_.-]+)*"
 
 
 class InvalidConfigError(UsageError):
@@ -42,6 +44,8 @@ class Field:
     """The only values of a string, where there are such."""
     beyond_contract: bool = False
     """Whether the contract does not know it: off by default, and shown only where it is not."""
+    pattern: str = r"^[^\u0000]*$"
+    """What a string must match, said for those who check before they ask. What is checked here stands below."""
 
 
 FIELDS: Mapping[str, Field] = {
@@ -55,7 +59,10 @@ FIELDS: Mapping[str, Field] = {
             name="product_transaction_id", kind="string", least=1, nullable=True,
             text="Only rows of this merchant account; needed for transaction and transactionbatch.",
         ),
-        Field(name="url", kind="string", least=1, most=512, required=True, text="Whom to tell; http or https."),
+        Field(
+            name="url", kind="string", least=1, most=512, required=True, pattern=URL_PATTERN,
+            text="Whom to tell; http or https.",
+        ),
         Field(name="on_create", kind="boolean", default=True, text="Whether it wants CREATE events."),
         Field(name="on_update", kind="boolean", default=True, text="Whether it wants UPDATE events."),
         Field(name="on_delete", kind="boolean", default=True, text="Whether it wants DELETE events."),
@@ -69,12 +76,12 @@ FIELDS: Mapping[str, Field] = {
             text="Seconds from the end of one try to the next.",
         ),
         Field(
-            name="basic_auth_username", kind="string", least=1, most=512, nullable=True,
+            name="basic_auth_username", kind="string", least=1, most=512, nullable=True, pattern=r"^[^:\u0000]*$",
             text="User name of HTTP Basic.",
         ),
         Field(name="basic_auth_password", kind="string", most=512, nullable=True, text="Password of HTTP Basic."),
         Field(
-            name="expands", kind="string", most=512, default="",
+            name="expands", kind="string", most=512, default="", pattern=f"^(?:{_EXPANDS})?$",
             text="Related records to embed in data, separated by commas, e.g. changelogs,tags.",
         ),
         Field(name="format", kind="string", choices=("api-default",), default="api-default", text="Only api-default."),
@@ -106,12 +113,14 @@ def validate(
     min_attempt_interval: int,
     any_location: bool = False,
     current: PostbackConfig | None = None,
+    url_fault: Callable[[str], str | None] | None = None,
 ) -> dict[str, Value]:
     """Return the fields of `raw` in their final types; the basic auth values are clear text.
 
     Without `current` it is a create: defaults are filled in, and what is required must be there. With `current` it is
     an edit of that config: only what `raw` names comes back. `min_attempt_interval`: seconds; the operator's floor.
-    `any_location`: whether location_id may be null, for all locations. Raises InvalidConfigError with all faults.
+    `any_location`: whether location_id may be null, for all locations. `url_fault`: what the operator has against a
+    new URL, as the rest of a sentence, or None. Raises InvalidConfigError with all faults.
     """
     errors: dict[str, list[str]] = {}
     values: dict[str, Value] = {}
@@ -122,13 +131,13 @@ def validate(
         if name in raw:
             try:
                 values[name] = _value(raw[name], field, min_attempt_interval, any_location=any_location)
-            except _FaultError as fault:
-                errors[name] = [f"{name} {fault}"]
+            except _FaultError as error:
+                errors[name] = [f"{name} {error}"]
         elif current is None and field.required:
             errors[name] = [f"{name} is required."]
         elif current is None:
             values[name] = field.default
-    for name, message in _faults_together(values, current).items():
+    for name, message in (_faults_together(values, current) | _url_refused(values, current, url_fault)).items():
         errors.setdefault(name, [f"{name} {message}"])
     if errors:
         raise InvalidConfigError(errors)
@@ -199,59 +208,17 @@ def _username_fault(username: str) -> str | None:
 
 
 def _expands_fault(expands: str) -> str | None:
-    if expands and not re.fullmatch(r"[\w.-]+(?:, *[\w.-]+)*", expands, re.ASCII):
+    if expands and not re.fullmatch(_EXPANDS, expands):
         return "must be names separated by commas, such as changelogs,tags."
     return None
 
 
-# What is dialled is `yarl.URL(url, encoded=True)`, which is more lenient than this and changes nothing of what passes:
-# a test holds the two together.
-_URL = re.compile(r"https?://(?P<authority>[^/?#]+)[^#]*", re.IGNORECASE)
-_AUTHORITY = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?P<colon>:(?P<port>[0-9]*))?")
-_LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
-_LAST_PORT = 65_535
-_LONGEST_HOST_NAME = 253
-
-
 def _url_fault(url: str) -> str | None:
-    if not all("!" <= character <= "~" for character in url):
-        return "must be printable ASCII without spaces: percent-encode all other characters, and write a host as xn--…."
-    if "#" in url:
-        return "must not have a fragment (#…): no server ever receives it."
-    parts = _URL.fullmatch(url)
-    if parts is None:
-        return "must be an absolute http or https URL."
-    return _authority_fault(parts["authority"])
-
-
-def _authority_fault(text: str) -> str | None:
-    if "@" in text:
-        return "must not contain a user or password: use basic_auth_username and basic_auth_password."
-    authority = _AUTHORITY.fullmatch(text)
-    if authority is None or not _is_host(authority["name"], authority["ipv6"]):
-        return "must have a valid host: a name, an IPv4 address or an IPv6 address in brackets."
-    port = authority["port"]
-    if authority["colon"] and not (0 < len(port) <= len(str(_LAST_PORT)) and 1 <= int(port) <= _LAST_PORT):
-        return f"must have a port from 1 to {_LAST_PORT}, or none."
-    return None
-
-
-def _is_host(name: str | None, ipv6: str | None) -> bool:
-    if name is None:
-        return _is_address(ipaddress.IPv6Address, ipv6 or "")
-    labels = name.removesuffix(".").split(".")
-    # Resolvers read 127.1, 0x7f.1 and 2130706433 as addresses. One who writes an address writes it in full.
-    if re.fullmatch(r"[0-9]+|0[xX][0-9A-Fa-f]*", labels[-1]):
-        return _is_address(ipaddress.IPv4Address, name)
-    return len(name) <= _LONGEST_HOST_NAME and all(_LABEL.fullmatch(label) for label in labels)
-
-
-def _is_address(kind: type[ipaddress.IPv4Address | ipaddress.IPv6Address], text: str) -> bool:
     try:
-        kind(text)
-    except ValueError:
-        return False
-    return True
+        parse(url)
+    except UrlFaultError as fault:
+        return str(fault)
+    return None
 
 
 _CHECKS: Mapping[str, Callable[[str], str | None]] = {
@@ -259,6 +226,17 @@ _CHECKS: Mapping[str, Callable[[str], str | None]] = {
     "basic_auth_username": _username_fault,
     "expands": _expands_fault,
 }
+
+
+def _url_refused(
+    values: Mapping[str, Value], current: PostbackConfig | None, url_fault: Callable[[str], str | None] | None
+) -> dict[str, str]:
+    """Return the operator's fault of a URL. One that is stored already is not judged again: a pause needs no leave."""
+    url = values.get("url")
+    if url_fault is None or not isinstance(url, str) or (current is not None and url == current.url):
+        return {}
+    fault = url_fault(url)
+    return {} if fault is None else {"url": fault}
 
 
 def _faults_together(values: Mapping[str, Value], current: PostbackConfig | None) -> dict[str, str]:

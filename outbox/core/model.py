@@ -129,6 +129,8 @@ class Failure:
     kind: FailureKind
     message: str
     status: int | None = None
+    address: str | None = None
+    """The forbidden one that a name led to: for the operator, not for who chose the URL."""
 
 
 @dataclass(frozen=True, slots=True)

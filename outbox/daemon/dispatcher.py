@@ -9,6 +9,7 @@ import time
 import structlog
 
 from outbox.core.buffer import Buffer
+from outbox.core.tally import Tally
 from outbox.daemon.circuits import Circuits
 from outbox.daemon.fetcher import Fetcher
 from outbox.daemon.outage import Outage
@@ -16,6 +17,7 @@ from outbox.daemon.senders import Senders
 from outbox.daemon.settler import Settler
 from outbox.daemon.targets import Targets
 from outbox.http.sender import Sender
+from outbox.metrics.reading import Reading, of_tally, one
 from outbox.postgres.pool import Link
 from outbox.settings import Settings
 
@@ -33,16 +35,31 @@ class Dispatcher:
 
     def __init__(self, settings: Settings, sender: Sender, targets: Targets, outage: Outage) -> None:
         self._drain_timeout = settings.drain_timeout
-        self._links = [Link(settings.dsn or "", "fetch"), Link(settings.dsn or "", "settle")]
+        self._links = [Link(settings.dsn or "", name, pooling=settings.pooling) for name in ("fetch", "settle")]
         self._stopped = asyncio.Event()
         self._wake = asyncio.Event()
         self._buffer = Buffer(concurrency=settings.concurrency, per_config=settings.max_in_flight_per_config)
         circuits = Circuits(disable_after=settings.disable_after)
+        self._concurrency = settings.concurrency
+        self._outage = outage
+        self._tally = Tally()
+        self._made_at = time.monotonic()
         self._settler = Settler(
-            self._links[1], outage, circuits, goal=settings.concurrency // 4, settled=self._note_settled
+            self._links[1],
+            outage,
+            circuits,
+            tally=self._tally,
+            goal=settings.concurrency // 4,
+            settled=self._note_settled,
         )
         self._senders = Senders(
-            sender, targets, self._buffer, self._settler, concurrency=settings.concurrency, wake=self._wake
+            sender,
+            targets,
+            self._buffer,
+            self._settler,
+            tally=self._tally,
+            concurrency=settings.concurrency,
+            wake=self._wake,
         )
         self._fetcher = Fetcher(
             self._links[0],
@@ -51,6 +68,7 @@ class Dispatcher:
             self._settler,
             outage=outage,
             circuits=circuits,
+            tally=self._tally,
             wake=self._wake,
             start_senders=self._senders.start,
             poll_interval=settings.poll_interval,
@@ -66,6 +84,21 @@ class Dispatcher:
     def turned_at(self) -> float:
         """When the fetch loop last completed a turn, on the monotonic clock."""
         return self._fetcher.turned_at
+
+    def reading(self) -> Reading:
+        """Return what /metrics says of this process."""
+        return of_tally(self._tally) | {
+            "outbox_workers": one(1),
+            "outbox_concurrency": one(self._concurrency),
+            "outbox_in_flight": one(self._buffer.in_flight),
+            "outbox_waiting": one(self._buffer.waiting),
+            "outbox_unsettled": one(self._buffer.unsettled),
+            "outbox_settle_delay_seconds": one(self._settler.delay),
+            "outbox_limited_configs": one(self._buffer.limited),
+            "outbox_turn_age_seconds": one(time.monotonic() - max(self._fetcher.turned_at, self._made_at)),
+            "outbox_outage": one(self._outage.lasts),
+            "outbox_outages_total": one(self._outage.count),
+        }
 
     def ring(self) -> None:
         """Look for work now: the doorbell rang."""

@@ -15,6 +15,7 @@ from psycopg.conninfo import conninfo_to_dict
 from outbox.core.finding import OK, PROBLEM, WARNING, Finding, and_more
 from outbox.core.model import FailureKind
 from outbox.http import hosts
+from outbox.http.guard import Guard, is_numeric
 from outbox.http.sender import endpoint
 from outbox.postgres.diagnosis import capture, expands, privileges, queue, server, vacuum
 from outbox.postgres.pool import TRANSIENT, Link
@@ -221,13 +222,17 @@ async def subscribers(
     settings: Settings, conn: psycopg.AsyncConnection, *, within: float = RESOLVE_WITHIN
 ) -> list[Finding]:
     """Whether the hosts of the active configs have addresses that may be posted to. Nothing is sent."""
+    guard = Guard.of(settings)
     configs: dict[str, list[str]] = {}
+    refused: dict[str, list[str]] = {}
     found: list[Finding] = []
     no_host: list[str] = []
     for config_id, url in await queue.urls(conn):
         target = endpoint(url)
         if target is None:
             no_host.append(str(config_id))
+        elif not is_numeric(target.host) and (refusal := guard.refusal(target)):
+            refused.setdefault(refusal, []).append(str(config_id))
         else:
             configs.setdefault(target.host, []).append(str(config_id))
     if no_host:
@@ -237,8 +242,15 @@ async def subscribers(
                 "outbox config edit ID --url",
             )
         )  # fmt: skip
+    found += [
+        Finding(
+            "subscribers", WARNING, f"Nothing is sent for {and_more(ids)}: {refusal}.",
+            "Change the URL, or the daemon's OUTBOX_ALLOW_PORTS or OUTBOX_REQUIRE_HTTPS.",
+        )
+        for refusal, ids in refused.items()
+    ]  # fmt: skip
     asked = sorted(configs, key=lambda host: -len(configs[host]))[:_HOSTS]
-    failures = await hosts.unreachable(asked, settings.allow_networks, within=within)
+    failures = await hosts.unreachable(asked, guard, within=within)
     for host, failure in list(failures.items())[:_SHOWN]:
         found.append(
             Finding(

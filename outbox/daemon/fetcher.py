@@ -10,6 +10,7 @@ from uuid import UUID
 import psycopg
 
 from outbox.core.buffer import Buffer, Held
+from outbox.core.tally import Tally
 from outbox.daemon.circuits import Circuits
 from outbox.daemon.outage import Outage, Patience
 from outbox.daemon.settler import Settler
@@ -65,6 +66,7 @@ class Fetcher:
         *,
         outage: Outage,
         circuits: Circuits,
+        tally: Tally,
         wake: asyncio.Event,
         start_senders: Callable[[], None],
         poll_interval: float,
@@ -76,6 +78,7 @@ class Fetcher:
         self._settler = settler
         self._outage = outage
         self._circuits = circuits
+        self._tally = tally
         self._wake = wake
         self._start_senders = start_senders
         self._poll_interval = poll_interval
@@ -162,6 +165,9 @@ class Fetcher:
         routed = await queue.route(
             conn, low=self._low_mark(now), rows=limit, slots=slots, room=room, rooms=rooms, lease=self._lease
         )
+        self._tally.routed += routed.rows
+        self._tally.created += routed.created
+        self._tally.leased_at_once += len(routed.deliveries)
         if routed.top is not None:
             self._marks.append((now, routed.top))
         await self._admit(conn, routed, now)
@@ -178,6 +184,7 @@ class Fetcher:
             self._claim_is_owed = True
             return False
         found = await queue.claim(conn, after=self._cursor, slots=slots, room=room, rooms=rooms, lease=self._lease)
+        self._tally.claimed += len(found.deliveries)
         await self._admit(conn, found, now)
         config_ids = [each.config_id for each in found.deliveries]
         from_the_first = self._cursor == NO_CONFIG
@@ -215,7 +222,7 @@ class Fetcher:
     async def _look_once_more(self, conn: psycopg.AsyncConnection) -> bool:
         """Before sleeping: raise the doorbell, and look at what came before it was up, or committed out of order."""
         again = False
-        if not self._doorbell_is_up:
+        if not self._doorbell_is_up and not self._link.is_pooled:  # behind a pooler nobody hears it, and it costs
             again = await queue.raise_doorbell(conn)
             self._doorbell_is_up = True
         if not self._in_hand:

@@ -1,24 +1,34 @@
 """/livez and /readyz for whoever watches the process. It answers from memory and asks no database."""
 
+import logging
 import time
 
+import structlog
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from outbox.daemon.dispatcher import Dispatcher
 from outbox.daemon.outage import Outage
 from outbox.errors import OutboxError
+
+log = structlog.get_logger("outbox")
 
 LATE_SECONDS = 10.0
 """Beyond the poll interval: how long a turn of the fetch loop may take before the daemon is not ready."""
 
 
 class Health:
-    """Whether the process lives, and whether it does its work."""
+    """Whether the process lives, and whether it does its work.
 
-    def __init__(self, dispatcher: Dispatcher, outage: Outage, *, poll_interval: float) -> None:
+    `poll_interval` and `late`: seconds; their sum is how long a turn of the fetch loop may take.
+    """
+
+    def __init__(
+        self, dispatcher: Dispatcher, outage: Outage, *, poll_interval: float, late: float = LATE_SECONDS
+    ) -> None:
         self._dispatcher = dispatcher
         self._outage = outage
-        self._patience = poll_interval + LATE_SECONDS
+        self._patience = poll_interval + late
         self.schema_fits = True
 
     def tell_schema_fits(self, fits: bool) -> None:  # noqa: FBT001 - the one thing that is told
@@ -49,9 +59,26 @@ class Health:
         return web.json_response({"ready": not problems, "problems": problems}, status=503 if problems else 200)
 
 
+class _ToOurLog(logging.Handler):
+    """What aiohttp says of a connection, as events of ours: one line, without what was sent."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, HttpProcessingError | web.RequestPayloadError):
+            log.info("request.broken", error=type(error).__name__)
+        else:
+            log.error("request.failed", exc_info=error)
+
+
+def _connection_log() -> logging.Logger:
+    logger = logging.Logger("outbox.connections", logging.WARNING)  # noqa: LOG001 - it is nobody else's
+    logger.addHandler(_ToOurLog())
+    return logger
+
+
 async def serve(app: web.Application, listen: tuple[str, int]) -> web.AppRunner:
     """Serve the application on host and port; OutboxError when the address can not be had."""
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, logger=_connection_log())
     await runner.setup()
     try:
         await web.TCPSite(runner, *listen).start()

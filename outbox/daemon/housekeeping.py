@@ -1,35 +1,121 @@
-"""What must be done now and then: partitions ahead of time, and what deleted configs left behind."""
+"""What must be done now and then: partitions ahead of time, history that leaves, a vacuum that autovacuum missed.
+
+All daemons and workers do it, one at a time. Nothing here ends the daemon, and nothing holds up its end.
+"""
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import psycopg
 import structlog
 
-from outbox.postgres import housekeeping, migrations
+from outbox.postgres import housekeeping, migrations, retention
+from outbox.postgres.housekeeping import ElsewhereError
 from outbox.postgres.pool import TRANSIENT, Link
+from outbox.settings import Settings
 
 _EVERY = 60.0
 """Seconds."""
+_PRUNE_EVERY = 3600.0
+"""Seconds from one prune to the next; where something was left over, it is _EVERY."""
 
 log = structlog.get_logger("outbox")
 
 
-async def keep_house(link: Link, schema_fits: Callable[[bool], None]) -> None:
-    """Do it now and every minute, for ever. What fails is logged and done the next time."""
-    known = migrations.known_migrations()
-    while True:
-        try:
-            conn = await link.connection()
-            schema_fits(not migrations.differences(await migrations.applied(conn), known))
-            if made := await housekeeping.make_partitions(conn):
-                log.info("partitions.made", count=made)
-            if purged := await housekeeping.purge_deleted(conn):
-                log.info("deliveries.purged", count=purged)
-        except TRANSIENT:
-            pass  # the fetch loop says that the database is away
-        except psycopg.Error as error:
-            log.warning("housekeeping.failed", error=" ".join(str(error).split())[:300])
-        finally:
-            await link.drop()
-        await asyncio.sleep(_EVERY)
+class Housekeeper:
+    """Does it now and every minute, until it is cancelled."""
+
+    def __init__(self, settings: Settings, schema_fits: Callable[[bool], None]) -> None:
+        self._settings = settings
+        self._schema_fits = schema_fits
+        self._link = Link(settings.dsn or "", "housekeeping", settings=None, pooling=settings.pooling)
+        self._prune_at = time.monotonic()
+        self._refused: set[str] = set()
+
+    async def keep_house(self) -> None:
+        """Do it, for ever. What fails is logged and done the next time."""
+        while True:
+            try:
+                await self.once()
+            except ElsewhereError:
+                pass  # another daemon is at it; what it leaves is for the next round
+            except Exception as error:  # noqa: BLE001 - whatever it is, there is a next round
+                # That the database is away, the fetch loop says.
+                if not (isinstance(error, TRANSIENT) and _is_outage(error)):
+                    log.warning("housekeeping.failed", error=_short(error))
+            finally:
+                await self.close()
+            await asyncio.sleep(_EVERY)
+
+    async def once(self) -> None:
+        """Do what is to be done now. Raises ElsewhereError and what the database raises."""
+        conn = await self._link.connection()
+        fits = not migrations.differences(await migrations.applied(conn), migrations.known_migrations())
+        self._schema_fits(fits)
+        if not fits:
+            return
+        if made := await housekeeping.make_partitions(conn):
+            log.info("partitions.made", count=made)
+        if purged := await housekeeping.purge_deleted(conn):
+            log.info("deliveries.purged", count=purged)
+        await self._vacuum(conn)
+        if time.monotonic() >= self._prune_at:
+            await self._prune(conn)
+
+    async def close(self) -> None:
+        """Close its connection; the next round opens one."""
+        await self._link.drop()
+
+    async def _vacuum(self, conn: psycopg.AsyncConnection) -> None:
+        for table in await housekeeping.starved(conn):
+            if table.may_vacuum:
+                begun = time.monotonic()
+                await housekeeping.vacuum(conn, table.table)
+                log.info(
+                    "housekeeping.vacuumed",
+                    table=table.table,
+                    dead_rows=table.dead_rows,
+                    duration_ms=_ms_since(begun),
+                )
+            elif table.table not in self._refused:
+                self._refused.add(table.table)
+                log.warning(
+                    "housekeeping.vacuum_refused",
+                    table=table.table,
+                    dead_rows=table.dead_rows,
+                    hint="autovacuum falls behind, and our role may not vacuum: grant MAINTAIN, or look at autovacuum",
+                )
+
+    async def _prune(self, conn: psycopg.AsyncConnection) -> None:
+        begun = time.monotonic()
+        report = await retention.prune(
+            conn, retention=self._settings.retention, retention_dead=self._settings.retention_dead
+        )
+        self._prune_at = time.monotonic() + (0 if report.left else _PRUNE_EVERY)
+        for each in report.left:
+            log.warning("housekeeping.postponed", partition=each.partition, reason=each.error or each.fate)
+        if report.went or report.dead or any(report.default_rows.values()):
+            log.info(
+                "housekeeping.pruned",
+                partitions=[each.partition for each in report.went],
+                bytes=sum(each.bytes for each in report.went),
+                kept_events=sum(each.kept for each in report.went),
+                dead_deliveries=report.dead,
+                **report.default_rows,
+                duration_ms=_ms_since(begun),
+            )
+
+
+def _ms_since(begun: float) -> int:
+    return round((time.monotonic() - begun) * 1000)
+
+
+def _is_outage(error: Exception) -> bool:
+    """Tell a server that is away or ending from one that answered."""
+    state = error.sqlstate if isinstance(error, psycopg.Error) else None
+    return state is None or state.startswith(("08", "57P"))
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

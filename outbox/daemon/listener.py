@@ -1,20 +1,33 @@
-"""Hears the doorbell: LISTEN on a connection of its own. Only a hint: where it fails, polling carries on."""
+"""Hears the doorbell: LISTEN on a connection of its own. Only a hint: where it fails, polling carries on.
+
+Behind PgBouncer in transaction mode nothing is heard, and a LISTEN would be left in a session that is lent to others.
+"""
 
 import asyncio
 from collections.abc import Callable
 
 import psycopg
+import structlog
 
 from outbox.daemon.outage import Patience
 from outbox.postgres.pool import TRANSIENT, Link
 
+log = structlog.get_logger("outbox")
+
 
 async def listen(link: Link, wake: Callable[[], None]) -> None:
-    """Call `wake` for each notification, for ever. A lost connection is opened anew, without a word: it is a hint."""
+    """Call `wake` for each notification, for ever. A lost connection is opened anew, without a word: it is a hint.
+
+    Returns, after one warning, where a pooler keeps notifications from coming.
+    """
     patience = Patience()
     while True:
         try:
             conn = await link.connection()
+            if link.is_pooled:
+                log.warning("listen.skipped", reason="A pooler lends sessions by transaction: new work is polled for.")
+                await link.drop()
+                return
             await conn.execute("listen outbox")
             patience.restored()
             wake()  # for what was missed until here

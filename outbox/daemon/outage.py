@@ -16,11 +16,14 @@ class Outage:
 
     def __init__(self) -> None:
         self.lasts = False
+        self.count = 0
+        """How many began."""
 
     def began(self, error: Exception) -> None:
         """Say so: a statement failed for want of the database."""
         if not self.lasts:
             self.lasts = True
+            self.count += 1
             log.warning("database.lost", error=" ".join(str(error).split())[:300])
 
     def ended(self) -> None:

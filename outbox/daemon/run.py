@@ -1,6 +1,8 @@
 """Puts a daemon together: checks the database, starts the parts, waits for the end, stops them in order."""
 
 import asyncio
+import functools
+from collections.abc import Sequence
 
 import psycopg
 import structlog
@@ -9,12 +11,14 @@ from aiohttp import web
 from outbox import __version__
 from outbox.daemon import health
 from outbox.daemon.dispatcher import Dispatcher
-from outbox.daemon.housekeeping import keep_house
+from outbox.daemon.housekeeping import Housekeeper
 from outbox.daemon.listener import listen
 from outbox.daemon.outage import Outage
+from outbox.daemon.reports import Reports, report
 from outbox.daemon.targets import Targets
 from outbox.errors import SchemaError
 from outbox.http.sender import Sender
+from outbox.metrics.page import add_page
 from outbox.postgres import housekeeping, migrations
 from outbox.postgres.pool import Link
 from outbox.secrets import SecretBox
@@ -29,31 +33,46 @@ async def run_daemon(
     stop: asyncio.Event,
     until_empty: bool = False,
     application: web.Application | None = None,
+    report_to: int | None = None,
+    reports_from: Sequence[int] = (),
 ) -> int:
     """Dispatch until `stop` is set and all is drained, or with `until_empty` until nothing is due.
 
-    `application` is served beside the health, where there is a `listen`.
+    `application` is served beside the health, where there is a `listen`. `report_to` is the socket on which a worker
+    says what it has done, `reports_from` are those on which the listening one hears it.
 
     Returns how many deliveries died. Raises SchemaError for a schema that this program does not know, and
     psycopg.Error when the database can not be reached at the start; later it waits for it.
     """
     dsn = settings.dsn or ""
     await _prepare(dsn)
+    link = functools.partial(Link, dsn, settings=None, pooling=settings.pooling)
     outage = Outage()
-    async with Sender(
-        timeout=settings.request_timeout, allow_networks=settings.allow_networks, connections=settings.concurrency
-    ) as sender:
+    async with Sender.of(settings, connections=settings.concurrency) as sender:
         dispatcher = Dispatcher(settings, sender, Targets(SecretBox(settings.secret_key)), outage)
         state = health.Health(dispatcher, outage, poll_interval=settings.poll_interval)
         app = web.Application() if application is None else application
         state.add_routes(app)
+        reports = Reports(reports_from)
+        add_page(
+            app,
+            dsn,
+            worst=settings.metrics_configs,
+            pooling=settings.pooling,
+            readings=lambda: reports.with_own(dispatcher.reading()),
+            several=bool(reports_from),
+        )
         runner = await health.serve(app, settings.listen) if settings.listen else None
         log.info("daemon.started", version=__version__, concurrency=settings.concurrency)
+        house = asyncio.create_task(Housekeeper(settings, state.tell_schema_fits).keep_house())
         others = [
-            asyncio.create_task(listen(Link(dsn, "listen", settings=None), dispatcher.ring)),
-            asyncio.create_task(keep_house(Link(dsn, "housekeeping", settings=None), state.tell_schema_fits)),
-            asyncio.create_task(_stop_when(stop, dispatcher)),
+            asyncio.create_task(listen(link("listen"), dispatcher.ring)),
+            house,
+            asyncio.create_task(_stop_when(stop, dispatcher, house)),
+            asyncio.create_task(reports.hear()),
         ]
+        if report_to is not None:
+            others.append(asyncio.create_task(report(report_to, dispatcher.reading)))
         try:
             await dispatcher.run(until_empty=until_empty)
         finally:
@@ -65,14 +84,17 @@ async def run_daemon(
     return dispatcher.died
 
 
-async def _stop_when(stop: asyncio.Event, dispatcher: Dispatcher) -> None:
+async def _stop_when(stop: asyncio.Event, dispatcher: Dispatcher, house: "asyncio.Task[None]") -> None:
     await stop.wait()
     log.info("daemon.stopping")
+    # At once and not after the drain: what it does can wait, what is in flight can not wait for a lock of its.
+    house.cancel()
     dispatcher.stop()
 
 
 async def _prepare(dsn: str) -> None:
-    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True, connect_timeout=10) as conn:
+    connecting = psycopg.AsyncConnection.connect(dsn, autocommit=True, connect_timeout=10, prepare_threshold=None)
+    async with await connecting as conn:
         encoding = conn.info.parameter_status("server_encoding")
         if encoding != "UTF8":
             raise SchemaError(f"The database's encoding is {encoding}; outbox needs UTF8, in which records are sent.")

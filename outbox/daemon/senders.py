@@ -13,12 +13,23 @@ from outbox.core import expansions, postback
 from outbox.core.buffer import Buffer, Held
 from outbox.core.model import Answer, Attempt, Failure, FailureKind, PostbackConfig, Retry
 from outbox.core.outcome import Backoff, judge
+from outbox.core.tally import Tally
 from outbox.daemon.settler import Settler
 from outbox.daemon.targets import Target, Targets
+from outbox.errors import UnsentError
 from outbox.http.sender import Sender
 
 HOLD_SECONDS = 60.0
 """How long a delivery is put off that can not be sent for a fault of ours, such as a missing key."""
+
+UNSENT_SECONDS = 2.0
+"""How long a delivery is put off that could not be sent for want of descriptors, or of the proxy."""
+
+UNSENT_PAUSE = 1.0
+"""Seconds that a slot rests after that: what fails at once would else fail for all that is due, again and again."""
+
+UNSENT_LOG_SECONDS = 5.0
+"""How often that is told at most."""
 
 USER_AGENT = f"outbox/{__version__}"
 
@@ -38,6 +49,7 @@ class Senders:
         buffer: Buffer,
         settler: Settler,
         *,
+        tally: Tally,
         concurrency: int,
         wake: asyncio.Event,
     ) -> None:
@@ -45,9 +57,12 @@ class Senders:
         self._targets = targets
         self._buffer = buffer
         self._settler = settler
+        self._tally = tally
         self._concurrency = concurrency
         self._wake = wake
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unsent = 0
+        self._tell_unsent_at = 0.0
         self._log = log.bind()  # once: the lazy one would look for its configuration at each line
 
     def start(self) -> None:
@@ -94,6 +109,11 @@ class Senders:
             return None
         try:
             result = await self._post(held, target, started)
+        except UnsentError as error:
+            self._note_unsent(error)
+            await asyncio.sleep(UNSENT_PAUSE)
+            self._settler.give_back(held.delivery, UNSENT_SECONDS)
+            return None
         except Exception:
             # A bug of ours. It uses up a try all the same, or one record could keep the daemon busy for ever.
             log.exception("sender.failed", event_id=str(held.delivery.event_id))
@@ -119,8 +139,25 @@ class Senders:
         )
         return await self._sender.post(target.config.url, body, headers)
 
+    def _note_unsent(self, error: UnsentError) -> None:
+        """Tell the first, and then now and then how many there were."""
+        self._unsent += 1
+        now = time.monotonic()
+        if now >= self._tell_unsent_at:
+            self._tell_unsent_at = now + UNSENT_LOG_SECONDS
+            log.warning("deliveries.unsent", count=self._unsent, error=str(error))
+            self._unsent = 0
+
     def _conclude(self, held: Held, target: Target, started: float, result: Answer | Failure) -> None:
         """Judge, log, and hand over to the settler."""
+        if isinstance(result, Failure) and result.kind is FailureKind.FORBIDDEN:
+            log.warning(
+                "destination.forbidden",
+                event_id=str(held.delivery.event_id),
+                config_id=str(held.delivery.config_id),
+                reason=result.message,
+                address=result.address,
+            )
         duration = time.monotonic() - started
         outcome = judge(
             result,
@@ -138,6 +175,7 @@ class Senders:
             held.claimed_at + dt.timedelta(seconds=started - held.clock),
             result.kind if isinstance(result, Failure) else None,
         )
+        self._tally.attempted(attempt, result, duration)
         _log_attempt(self._log, attempt)
         self._buffer.unsettled += 1
         self._settler.add(attempt)

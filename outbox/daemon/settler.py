@@ -11,6 +11,7 @@ import psycopg
 import structlog
 
 from outbox.core.model import Attempt, Dead, Delivery
+from outbox.core.tally import Tally
 from outbox.daemon.circuits import Circuits
 from outbox.daemon.outage import Outage, Patience
 from outbox.postgres import queue
@@ -35,11 +36,19 @@ class Settler:
     """
 
     def __init__(
-        self, link: Link, outage: Outage, circuits: Circuits, *, goal: int, settled: Callable[[int], None]
+        self,
+        link: Link,
+        outage: Outage,
+        circuits: Circuits,
+        *,
+        tally: Tally,
+        goal: int,
+        settled: Callable[[int], None],
     ) -> None:
         self._link = link
         self._outage = outage
         self._circuits = circuits
+        self._tally = tally
         self._goal = min(ROWS, max(1, goal))
         self._settled = settled
         self._finished: deque[tuple[float, Attempt]] = deque()
@@ -58,7 +67,12 @@ class Settler:
     @property
     def is_late(self) -> bool:
         """Whether a try waits so long that its lease might run out, and its delivery be claimed and sent again."""
-        return bool(self._finished) and time.monotonic() - self._finished[0][0] > LATE
+        return self.delay > LATE
+
+    @property
+    def delay(self) -> float:
+        """For how many seconds the oldest finished try has waited to be written down; 0 when none waits."""
+        return time.monotonic() - self._finished[0][0] if self._finished else 0.0
 
     def add(self, attempt: Attempt) -> None:
         """Take a finished try."""
@@ -69,6 +83,7 @@ class Settler:
 
     def give_back(self, delivery: Delivery, after: float = 0.0) -> None:
         """Take a delivery that was not tried: it is due again in `after` seconds."""
+        self._tally.given_back += 1
         self._returned.append((delivery, after))
         self._something.set()
 
@@ -123,6 +138,7 @@ class Settler:
         for _ in batch:
             self._finished.popleft()
         self.died += sum(isinstance(attempt.outcome, Dead) for attempt in batch)
+        self._tally.leases_lost += len(lost)
         for each in lost:
             log.warning(
                 "lease.lost",

@@ -64,26 +64,28 @@ async def _show(request: web.Request) -> web.Response:
 async def _change(request: web.Request) -> web.Response:
     raw = await json_body(request, KEY)
     async with request.app[CONTACTS].connection() as conn, conn.transaction():
-        current = await _one(conn, request)
+        current = await _one(conn, request, lock=True)
         shown = _document(current)
         wanted = {name: value for name, value in raw.items() if name not in _READ_ONLY or value != shown[name]}
         fields = _validated(request, wanted, create=False)
+        # Who saves what he read has changed nothing, not even modified_ts: no event.
+        fields = {name: value for name, value in fields.items() if value != shown[name]}
         record = await contacts.change(conn, current["id"], **fields) if fields else current
     return web.json_response({KEY: _document(record)})
 
 
 async def _remove(request: web.Request) -> web.Response:
     async with request.app[CONTACTS].connection() as conn, conn.transaction():
-        await contacts.delete(conn, (await _one(conn, request))["id"])
+        await contacts.delete(conn, (await _one(conn, request, lock=True))["id"])
     return web.Response(status=204)
 
 
-async def _one(conn: AsyncConnection, request: web.Request) -> Record:
-    found = await _select(
-        conn,
-        "select * from contacts where id = %(id)s and (%(all)s or location_id = any(%(locations)s)) for update",
-        {**_locations(request), "id": request.match_info["id"].replace("\0", "")},
-    )
+async def _one(conn: AsyncConnection, request: web.Request, *, lock: bool = False) -> Record:
+    query = "select * from contacts where id = %(id)s and (%(all)s or location_id = any(%(locations)s))"
+    found = []
+    if re.fullmatch(r"[0-9a-f]{24}", request.match_info["id"]):
+        values = {**_locations(request), "id": request.match_info["id"]}
+        found = await _select(conn, query + " for update" * lock, values)
     if not found:
         raise RefusedError(404, "There is no contact with this id.", field="id")
     return found[0]

@@ -1,11 +1,12 @@
 """One HTTP/1.1 connection: a POST goes out, an Answer or a Failure comes back, one exchange at a time.
 
-All that a hostile answer may cost is bounded here: bytes of its head, bytes of its body, interim answers. Bytes are
-parsed by llhttp; nothing is unpacked. Who connects, and when to give up, is decided elsewhere.
+All that a hostile answer may cost is bounded here: its head and the fields in it, its body, its framing, interim
+answers. Bytes are parsed by llhttp; nothing is unpacked. Who connects, and when to give up, is decided elsewhere.
 """
 
 import asyncio
 import os
+import ssl
 from typing import Any, cast
 
 import httptools
@@ -14,14 +15,19 @@ from outbox.core.model import Answer, Failure, FailureKind
 
 MAX_HEAD = 1 << 16
 """Bytes of an answer's head, interim answers included; a longer one is oversized."""
+MAX_FIELDS = 200
+"""Fields of an answer, interim answers and trailers included; one with more is oversized."""
 MAX_ANSWER = 1 << 20
 """Bytes of an answer's body that are read; a longer one is oversized."""
+MAX_WIRE = MAX_HEAD + MAX_ANSWER
+"""Bytes of an answer in all: chunks and trailers have no body's length, and cost time and memory all the same."""
 KEPT_ANSWER = 1024
 """Bytes of an answer's body that are kept."""
 
 _SWITCHING = 101
 _FINAL = 200
 _BODILESS = (204, 304)
+_AROUND_A_FIELD = len(": \r\n")
 _WANTED = (b"retry-after", b"date", b"content-length", b"transfer-encoding")
 
 
@@ -43,7 +49,10 @@ class Connection(asyncio.Protocol):
         closed it while it was idle, and the request may be repeated on another one.
         """
         self._parser = httptools.HttpResponseParser(self)
+        self._bytes = 0
         self._head_bytes = 0
+        self._field_count = 0
+        self._field_bytes = 0
         self._body_bytes = 0
         self._kept = b""
         self._fields: dict[bytes, str] = {}
@@ -100,6 +109,10 @@ class Connection(asyncio.Protocol):
             # An answer that nobody asked for: whatever it is meant for, it is not for the next request.
             self.close()
             return
+        self._bytes += len(data)
+        if self._bytes > MAX_WIRE:
+            self._fail(FailureKind.OVERSIZED, f"the answer is longer than {MAX_WIRE} bytes")
+            return
         if self._status is None:
             self._head_bytes += len(data)
         try:
@@ -120,6 +133,9 @@ class Connection(asyncio.Protocol):
             self._finish()
         elif self._exchanges > 1 and not self._head_bytes:
             self._conclude(None)
+        elif isinstance(exc, ssl.SSLError):
+            # Under TLS 1.3 a server refuses our certificate, or that there is none, only after the handshake.
+            self._fail(FailureKind.TLS, tls_words(exc))
         elif isinstance(exc, OSError):
             words = f": {os.strerror(exc.errno)}" if exc.errno and exc.errno > 0 else ""
             self._fail(FailureKind.BROKEN, f"the connection broke{words}")
@@ -136,6 +152,14 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep what matters."""
+        self._field_count += 1
+        self._field_bytes += len(name) + len(value) + _AROUND_A_FIELD
+        if self._field_count > MAX_FIELDS:
+            self._fail(FailureKind.OVERSIZED, f"the answer has more than {MAX_FIELDS} fields")
+        elif self._field_bytes > MAX_HEAD:
+            self._fail(FailureKind.OVERSIZED, f"the answer's head is longer than {MAX_HEAD} bytes")
+        if self._status is not None:
+            return  # a trailer
         key = name.lower()
         if key in _WANTED:
             self._fields[key] = value.decode("latin-1")
@@ -182,3 +206,8 @@ class Connection(asyncio.Protocol):
         future: asyncio.Future[Any] | None = self._result
         if future is not None and not future.done():
             future.set_result(result)
+
+
+def tls_words(error: ssl.SSLError) -> str:
+    """Return what TLS failed for, in OpenSSL's words and none of the server's."""
+    return f"TLS failed: {(error.reason or 'no reason').replace('_', ' ').lower()}"

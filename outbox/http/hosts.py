@@ -3,19 +3,18 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
+from dataclasses import replace
 
 from outbox.core.model import Failure, FailureKind
-from outbox.http.pool import ForbiddenAddressError, permitted
+from outbox.http.guard import Guard
+from outbox.http.pool import DialError, permitted
 from outbox.http.resolver import Resolver
-from outbox.settings import Network
 
 _ANY_PORT = 443
 
 
-async def unreachable(
-    hosts: Collection[str], allowed: Sequence[Network], *, within: float, at_once: int = 20
-) -> dict[str, Failure]:
+async def unreachable(hosts: Collection[str], guard: Guard, *, within: float, at_once: int = 20) -> dict[str, Failure]:
     """Return the hosts that no POST could be sent to, and why.
 
     All look-ups together take no longer than `within` seconds, and no more than `at_once` are under way.
@@ -27,7 +26,7 @@ async def unreachable(
 
     async def ask(host: str) -> None:
         async with turns:
-            failure = await _ask(resolver, host, allowed)
+            failure = await _ask(resolver, host, guard)
         if failure is None:
             del found[host]
         else:
@@ -39,11 +38,13 @@ async def unreachable(
     return found
 
 
-async def _ask(resolver: Resolver, host: str, allowed: Sequence[Network]) -> Failure | None:
+async def _ask(resolver: Resolver, host: str, guard: Guard) -> Failure | None:
     try:
-        permitted(await resolver.addresses(host, _ANY_PORT), allowed)
-    except ForbiddenAddressError as error:
-        return Failure(FailureKind.FORBIDDEN, str(error))
+        permitted(await resolver.addresses(host, _ANY_PORT), guard)
+    except DialError as error:
+        failure = error.failure
+        # Whoever asks here runs the daemon, and may know it.
+        return replace(failure, message=failure.message.replace("the host's address", failure.address or host))
     except socket.gaierror as error:
         return Failure(FailureKind.RESOLVE, f"the host has no address: {error.strerror}")
     except (OSError, UnicodeError):

@@ -2,14 +2,19 @@
 
 import asyncio
 import contextlib
-import ipaddress
 import socket
 import threading
 from collections.abc import Callable
 from typing import Any
 
+from outbox.errors import UnsentError
+from outbox.http.guard import is_numeric
+
 AddressInfo = tuple[int, int, int, str, tuple[Any, ...]]
 """Family, type, protocol, "" and the sockaddr, as getaddrinfo gives them."""
+
+LookUp = Callable[[str, int], list[AddressInfo]]
+"""Finds the addresses of a name, for a port. It may block; OSError when there are none."""
 
 _TTL = 10.0
 """Seconds that an answer is used again: a burst to one host asks once, and a change is seen soon."""
@@ -21,52 +26,56 @@ class Resolver:
 
     The loop's own resolver has a handful of threads, so a few names whose servers hang would keep all other names
     waiting. The threads are daemons: a look-up that hangs does not hold up the end of the process.
+    `look_up` is asked in place of the system.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, look_up: LookUp | None = None) -> None:
+        self._look_up = look_up or _ask_the_system
         self._known: dict[tuple[str, int], tuple[float, list[AddressInfo]]] = {}
 
     async def addresses(self, host: str, port: int) -> list[AddressInfo]:
-        """Return the addresses of a name, or the one of a numeric address; OSError when there are none."""
+        """Return the addresses of a name, or the one of a numeric address; OSError when there are none.
+
+        UnsentError when it can not be asked.
+        """
         loop = asyncio.get_running_loop()
         known = self._known.get((host, port))
         if known is not None and known[0] > loop.time():
             return known[1]
-        found = _look_up(host, port, socket.AI_NUMERICHOST) if _is_numeric(host) else await _in_thread(loop, host, port)
+        found: list[AddressInfo]
+        if is_numeric(host):
+            found = list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST))
+        else:
+            found = await _in_thread(loop, self._look_up, host, port)
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
         self._known[host, port] = (loop.time() + _TTL, found)
         return found
 
 
-def _is_numeric(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+def _ask_the_system(host: str, port: int) -> list[AddressInfo]:
+    return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG))
 
 
-def _look_up(host: str, port: int, flags: int) -> list[AddressInfo]:
-    return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags))
-
-
-async def _in_thread(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[AddressInfo]:
+async def _in_thread(loop: asyncio.AbstractEventLoop, look_up: LookUp, host: str, port: int) -> list[AddressInfo]:
     found: asyncio.Future[list[AddressInfo]] = loop.create_future()
 
     def settle(act: Callable[[Any], None], value: object) -> None:
         if not found.done():
             act(value)
 
-    def look_up() -> None:
+    def work() -> None:
         act: Callable[[Any], None] = found.set_result
         value: object
         try:
-            value = _look_up(host, port, socket.AI_ADDRCONFIG)
+            value = look_up(host, port)
         except Exception as error:  # noqa: BLE001 - it is raised to whoever waits
             act, value = found.set_exception, error
         with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
             loop.call_soon_threadsafe(settle, act, value)
 
-    threading.Thread(target=look_up, name="outbox-resolve", daemon=True).start()
+    try:
+        threading.Thread(target=work, name="outbox-resolve", daemon=True).start()
+    except RuntimeError as error:
+        raise UnsentError("No thread could be started to look up a name.") from error
     return await found

@@ -8,7 +8,6 @@ import asyncio
 import dataclasses
 import email.utils
 import functools
-import ipaddress
 import math
 import os
 import re
@@ -21,17 +20,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-from yarl import URL
-
 from outbox.core.model import Answer, Failure, FailureKind
+from outbox.core.url import UrlFaultError, parse
 from outbox.errors import UsageError
-from outbox.http.connection import Connection
-from outbox.http.pool import Endpoint, ForbiddenAddressError, Pool
-from outbox.settings import Network
+from outbox.http.connection import Connection, tls_words
+from outbox.http.guard import Endpoint, Guard
+from outbox.http.pool import DialError, Pool
+from outbox.http.resolver import LookUp
+from outbox.settings import DEFAULT_PORTS, Network, Proxy, Settings
 
-_NOT_IN_URL = re.compile(r"[^\x21-\x7e]")
 _NOT_IN_FIELD = re.compile(r"[^\t\x20-\x7e\x80-\xff]")
-_NUMERIC_LABEL = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]*")
 _SECONDS = re.compile(r"0*([0-9]{1,9})")
 
 
@@ -45,9 +43,11 @@ class _Target:
 class Sender:
     """Sends POSTs over connections that are kept alive; an async context manager, used by any number of tasks.
 
-    `timeout`: seconds from the call to the last byte of the answer. `allow_networks`: what may be posted to although
-    it is not globally routable. `connections`: unused connections that are kept at most; how many are open is up to
-    how many tasks post. `ca_file`: PEM certificates to trust beside the system's; UsageError when it can not be read.
+    `timeout`: seconds from the call to the last byte of the answer. `allow_networks`, `deny_networks`, `allow_ports`,
+    `require_https`: what may be posted to, see guard.py. `connections`: unused connections that are kept at most; how
+    many are open is up to how many tasks post. `ca_file`: PEM certificates to trust beside the system's.
+    `client_certificate`: a PEM file with its key; shown to servers that ask for one. `proxy`: through which all
+    leaves. `look_up`: asked in place of the system's resolver. UsageError when a file can not be read.
     """
 
     def __init__(
@@ -55,11 +55,39 @@ class Sender:
         *,
         timeout: float,
         allow_networks: Sequence[Network] = (),
+        deny_networks: Sequence[Network] = (),
+        allow_ports: Sequence[range] = DEFAULT_PORTS,
+        require_https: bool = False,
         connections: int = 100,
         ca_file: Path | None = None,
+        client_certificate: Path | None = None,
+        proxy: Proxy | None = None,
+        look_up: LookUp | None = None,
     ) -> None:
         self._timeout = timeout
-        self._pool = Pool(allowed=allow_networks, tls=_tls_context(ca_file), idle=connections)
+        guard = Guard(
+            allow=tuple(allow_networks),
+            deny=tuple(deny_networks),
+            ports=tuple(allow_ports),
+            require_https=require_https,
+        )
+        tls = _tls_context(ca_file, client_certificate)
+        self._pool = Pool(guard, tls, idle=connections, proxy=proxy, look_up=look_up)
+
+    @classmethod
+    def of(cls, settings: Settings, *, connections: int = 1) -> Self:
+        """Return the sender of these settings: the one way out for all that a process sends."""
+        return cls(
+            timeout=settings.request_timeout,
+            allow_networks=settings.allow_networks,
+            deny_networks=settings.deny_networks,
+            allow_ports=settings.allow_ports,
+            require_https=settings.require_https,
+            connections=connections,
+            ca_file=settings.ca_file,
+            client_certificate=settings.client_certificate,
+            proxy=settings.proxy,
+        )
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
@@ -70,7 +98,10 @@ class Sender:
         await asyncio.sleep(0)  # transports close in the loop's next turn
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer | Failure:
-        """Send one POST, the URL and the body byte for byte. Raises nothing but CancelledError."""
+        """Send one POST, the URL and the body byte for byte.
+
+        Raises UnsentError when nothing was sent and no subscriber is to blame, and nothing else but CancelledError.
+        """
         target = _target(url)
         if target is None:
             return Failure(FailureKind.RESOLVE, "the URL is no absolute http or https URL with a host")
@@ -110,9 +141,9 @@ class Sender:
     async def _dial(self, endpoint: Endpoint, end: float) -> Connection | Failure:  # noqa: PLR0911 - a table of errors
         try:
             async with asyncio.timeout_at(end):
-                return await self._pool.dial(endpoint)
-        except ForbiddenAddressError as error:
-            return Failure(FailureKind.FORBIDDEN, str(error))
+                return await self._pool.dial(endpoint, end)
+        except DialError as error:
+            return error.failure
         except TimeoutError as error:
             if error.errno is not None:  # the system's own, not our deadline
                 return Failure(FailureKind.CONNECT, f"no connection: {os.strerror(error.errno)}")
@@ -124,7 +155,7 @@ class Sender:
         except ssl.SSLCertVerificationError as error:
             return Failure(FailureKind.TLS, f"the certificate is not valid: {error.verify_message}")
         except ssl.SSLError as error:
-            return Failure(FailureKind.TLS, f"TLS failed: {(error.reason or 'no reason').replace('_', ' ').lower()}")
+            return Failure(FailureKind.TLS, tls_words(error))
         except OSError as error:
             words = f": {os.strerror(error.errno)}" if error.errno else ""
             return Failure(FailureKind.CONNECT, f"no connection{words}")
@@ -153,32 +184,16 @@ def _http_date(value: str) -> datetime | None:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def _is_numeric_by_half(host: str) -> bool:
-    """Tell whether it is a short, octal or hexadecimal spelling of an address, which systems read differently."""
-    if not _NUMERIC_LABEL.fullmatch(host.removesuffix(".").rpartition(".")[2]):
-        return False
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return True
-    return False
-
-
 @functools.lru_cache(maxsize=4096)
 def _target(url: str) -> _Target | None:
     """Return where a URL leads, every byte of its path and query as it is; None when it could not be sent so."""
-    if _NOT_IN_URL.search(url):
-        return None
     try:
-        parsed = URL(url, encoded=True)
-        host, port = parsed.host, parsed.port
-    except ValueError:
+        read = parse(url)
+    except UrlFaultError:
         return None
-    if parsed.scheme not in ("http", "https") or not host or not port or _is_numeric_by_half(host):
-        return None
-    line = f"POST {parsed.raw_path_qs} HTTP/1.1\r\nHost: {parsed.host_port_subcomponent}\r\n"
+    line = f"POST {read.target} HTTP/1.1\r\nHost: {read.authority}\r\n"
     head = f"{line}Accept: */*\r\nAccept-Encoding: identity\r\n".encode("ascii")
-    return _Target(Endpoint(parsed.scheme == "https", host, port), head)
+    return _Target(Endpoint(read.is_tls, read.host, read.port), head)
 
 
 def endpoint(url: str) -> Endpoint | None:
@@ -187,13 +202,21 @@ def endpoint(url: str) -> Endpoint | None:
     return None if target is None else target.endpoint
 
 
-def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
+def _tls_context(ca_file: Path | None, client_certificate: Path | None) -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
-    if ca_file is not None:
-        try:
+    try:
+        if ca_file is not None:
             context.load_verify_locations(ca_file)
-        except OSError as error:
-            raise UsageError(f"{ca_file} is no readable file of PEM certificates: {error.strerror}.") from None
+    except OSError as error:
+        raise UsageError(f"{ca_file} is no readable file of PEM certificates: {error.strerror}.") from None
+    try:
+        if client_certificate is not None:
+            # An empty password, because OpenSSL would ask the terminal for one.
+            context.load_cert_chain(client_certificate, password="")
+    except OSError as error:
+        raise UsageError(
+            f"{client_certificate} is no readable PEM file of a certificate and its key: {error.strerror}."
+        ) from None
     return context

@@ -75,18 +75,13 @@ _MAKE = """
 with changed as (
     update outbox.postback_configs as c set {assignments}
     where c.id = %(config)s and c.deleted_at is null and {condition}
-    returning c.id, c.location_id, c.product_transaction_id, c.resource, c.is_active
+    returning c.id
 ), probed as (
     update outbox.config_state as s
     set probes = 0, probe_at = now() + make_interval(secs => %(first_probe)s)
     from changed as c where s.config_id = c.id and %(change)s = 'opened'
 )
-insert into outbox.outbox (type, resource, resource_id, location_id, product_transaction_id, data)
-select 'UPDATE', 'postbackconfig', c.id::text, c.location_id, c.product_transaction_id, json_build_object(
-    'id', c.id, 'location_id', c.location_id, 'resource', c.resource, 'change', %(change)s::text,
-    'reason', %(reason)s::text, 'is_active', c.is_active, 'change_ts', floor(extract(epoch from now()))::bigint
-)
-from changed as c
+select outbox.tell_of_config(c.id, %(change)s, %(reason)s) from changed as c
 """
 
 _FAILING = """

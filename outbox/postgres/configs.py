@@ -31,15 +31,20 @@ where deleted_at is null
 order by created_at, id limit %(limit)s
 """).format(columns=_COLUMNS)
 
+# The location stands in the statement that acts. The tempting look first and `where id = …` after would change a config
+# that was given to another location in between.
+_WITHIN = sql.SQL("(%(locations)s::text[] is null or location_id = any(%(locations)s::text[]))")
+
 # Who switches a config on, again or anew, wants it tried: what is held against it is forgotten.
 _EDIT = sql.SQL("""
 with forgiven as (
     update outbox.config_state set failures = 0, troubles = 0, failing_since = null
     where config_id = %(id)s and %(forgives)s
+        and exists (select from outbox.postback_configs where id = %(id)s and {within})
 )
 update outbox.postback_configs
 set {changes}, revision = revision + 1, modified_at = now()
-where id = %(id)s and deleted_at is null
+where id = %(id)s and deleted_at is null and {within}
 returning {columns}
 """)
 
@@ -60,10 +65,10 @@ where id = %(id)s and deleted_at is null
 returning {columns}
 """).format(columns=_COLUMNS)
 
-_REMOVE = """
+_REMOVE = sql.SQL("""
 update outbox.postback_configs set deleted_at = now(), revision = revision + 1, modified_at = now()
-where id = %s and deleted_at is null
-"""
+where id = %(id)s and deleted_at is null and {within}
+""").format(within=_WITHIN)
 
 # The tempting `where config_id = … limit n` fits neither partial index and reads the whole table: each state is asked
 # for by its literal. Rows are locked in the order of their key, as settles do, so that the two can not deadlock.
@@ -80,6 +85,17 @@ with picked as materialized (
     for update of d
 )
 delete from outbox.deliveries as d using locked as l where d.event_id = l.event_id and d.config_id = l.config_id
+"""
+
+
+# What deleted configs are still owed: it was routed in the moment in which they were deleted, or the deletion was
+# interrupted. Asked state by state, as above.
+_DELETED_AND_OWED = """
+select c.id from outbox.postback_configs as c
+where c.deleted_at is not null and (
+    exists (select from outbox.deliveries as d where d.config_id = c.id and d.state = 'pending' offset 0)
+    or exists (select from outbox.deliveries as d where d.config_id = c.id and d.state = 'dead' offset 0)
+)
 """
 
 
@@ -137,11 +153,17 @@ async def find(
 
 
 async def edit(
-    conn: AsyncConnection, config_id: UUID, changes: Mapping[str, Value], secrets: SecretBox
+    conn: AsyncConnection,
+    config_id: UUID,
+    changes: Mapping[str, Value],
+    secrets: SecretBox,
+    *,
+    locations: Sequence[str] | None = None,
 ) -> PostbackConfig:
     """Store validated changes, of one field at least, and return the config as it is now.
 
-    Raises UnknownConfigError and DeletedConfigError, and as `add` does.
+    `locations`: whose configs may be changed, None for all. Raises UnknownConfigError, for another location's as well,
+    DeletedConfigError, and as `add` does.
     """
     names = _names(changes)
     query = _EDIT.format(
@@ -151,10 +173,11 @@ async def edit(
                 *([_FORGET_TROUBLES] if changes.get("is_active") is True else []),
             ]
         ),
+        within=_WITHIN,
         columns=_COLUMNS,
     )
-    values = _stored(changes, names, secrets)
-    return await _change(conn, query, config_id, {**values, "forgives": changes.get("is_active") is True})
+    values = {**_stored(changes, names, secrets), "forgives": changes.get("is_active") is True}
+    return await _change(conn, query, config_id, values, locations)
 
 
 async def pause(conn: AsyncConnection, config_id: UUID) -> PostbackConfig:
@@ -167,33 +190,59 @@ async def resume(conn: AsyncConnection, config_id: UUID) -> PostbackConfig:
     return await _change(conn, _RESUME, config_id, {})
 
 
-async def remove(conn: AsyncConnection, config_id: UUID, *, batch: int = 10_000) -> int:
+async def remove(
+    conn: AsyncConnection, config_id: UUID, *, locations: Sequence[str] | None = None, batch: int = 10_000
+) -> int:
     """Delete the config softly, then all that it is owed; return how many deliveries that were.
 
     Each `batch` of rows is a transaction of its own, so the connection must not be in one. Again is no error: it
-    finishes what was interrupted. Raises UnknownConfigError.
+    finishes what was interrupted. `locations` as in `edit`. Raises UnknownConfigError.
     """
     async with conn.transaction():
-        if not (await conn.execute(_REMOVE, [config_id])).rowcount and not await load(conn, [config_id]):
+        removed = (await conn.execute(_REMOVE, {"id": config_id, "locations": _array(locations)})).rowcount
+        if not removed and not await _load_within(conn, config_id, locations):
             raise _absent(config_id, [])
     forgotten = 0
     while True:
         async with conn.transaction():
-            rows = (await conn.execute(_FORGET, {"id": config_id, "rows": batch})).rowcount
+            rows = await forget(conn, config_id, rows=batch)
         if not rows:
             return forgotten
         forgotten += rows
 
 
+async def forget(conn: AsyncConnection, config_id: UUID, *, rows: int) -> int:
+    """Delete up to `rows` of what a deleted config is owed; return how many there were."""
+    return (await conn.execute(_FORGET, {"id": config_id, "rows": rows})).rowcount
+
+
+async def deleted_and_owed(conn: AsyncConnection) -> list[UUID]:
+    """Return the deleted configs that are still owed something."""
+    return [config for (config,) in await (await conn.execute(_DELETED_AND_OWED)).fetchall()]
+
+
 async def _change(
-    conn: AsyncConnection, query: sql.Composed, config_id: UUID, values: Mapping[str, Value]
+    conn: AsyncConnection,
+    query: sql.Composed,
+    config_id: UUID,
+    values: Mapping[str, Value],
+    locations: Sequence[str] | None = None,
 ) -> PostbackConfig:
     async with conn.cursor(row_factory=class_row(PostbackConfig)) as cursor:
-        await cursor.execute(query, {**values, "id": config_id})
+        await cursor.execute(query, {**values, "id": config_id, "locations": _array(locations)})
         changed = await cursor.fetchone()
     if changed is None:
-        raise _absent(config_id, await load(conn, [config_id]))
+        raise _absent(config_id, await _load_within(conn, config_id, locations))
     return changed
+
+
+async def _load_within(conn: AsyncConnection, config_id: UUID, locations: Sequence[str] | None) -> list[PostbackConfig]:
+    found = await load(conn, [config_id])
+    return [config for config in found if locations is None or config.location_id in locations]
+
+
+def _array(locations: Sequence[str] | None) -> list[str] | None:
+    return None if locations is None else list(locations)
 
 
 def _names(fields: Mapping[str, Value]) -> list[str]:

@@ -3,6 +3,7 @@
 No history is counted here: it can hold 10^8 rows.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -28,6 +29,10 @@ class Figures:
     dead: int
     oldest_due_s: float
     """For how many seconds the oldest due one has been due; 0 when none is."""
+    open_circuits: int
+    """Configs that get probes only."""
+    disabled: int
+    """Configs that were switched off because they did nothing but fail."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +57,17 @@ class ConfigHealth:
     last_success_at: datetime | None
     last_failure_at: datetime | None
     last_failure: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigDebt:
+    """What one config owes. Counts as in Figures."""
+
+    id: UUID
+    pending: int
+    due: int
+    dead: int
+    oldest_due_s: float
 
 
 # Both partial indexes hold all that is asked of the debt. The tempting `count(*) filter (where state = …)` over the
@@ -86,7 +102,8 @@ select (select max(m.version) from outbox.migrations as m) as schema_version,
     (select count(*) from outbox.outbox) as unrouted,
     count(*) as configs, coalesce(sum(pending), 0)::bigint as pending, coalesce(sum(due), 0)::bigint as due,
     coalesce(sum(held), 0)::bigint as held, coalesce(sum(dead), 0)::bigint as dead,
-    coalesce(max(oldest_due_s), 0) as oldest_due_s
+    coalesce(max(oldest_due_s), 0) as oldest_due_s, count(*) filter (where circuit_is_open) as open_circuits,
+    count(*) filter (where disabled_reason is not null) as disabled
 from debt
 """
 
@@ -110,6 +127,25 @@ left join lateral (
 order by debt.location_id nulls first, debt.resource, debt.id
 """
 
+_NAMES = [each.name for each in dataclasses.fields(Figures)]
+
+# The worst by either measure: one that has the most dead may have nothing due. Who is due for a moment only is not
+# named at all: everyone is, now and then, and each id that is named once is a series that Prometheus keeps.
+_WORST = f"""
+, worst as (
+    select least(
+            case when debt.oldest_due_s >= %(late)s then row_number() over (order by debt.oldest_due_s desc) end,
+            case when debt.dead > 0 then row_number() over (order by debt.dead desc) end
+        ) as place, debt.id, debt.pending, debt.due, debt.dead, debt.oldest_due_s
+    from debt
+)
+select {", ".join(f"f.{name}" for name in _NAMES)},
+    w.id, w.pending, w.due, w.dead, w.oldest_due_s
+from ({_FIGURES}) as f
+left join (select * from worst where place is not null order by place, id limit %(count)s) as w on true
+order by w.place, w.id
+"""  # noqa: S608 - our own words
+
 
 async def figures(conn: AsyncConnection) -> Figures:
     """Return the numbers of the whole outbox."""
@@ -118,6 +154,18 @@ async def figures(conn: AsyncConnection) -> Figures:
         found = await cursor.fetchone()
     assert found is not None  # noqa: S101 - an aggregate without groups has one row
     return found
+
+
+async def worst(conn: AsyncConnection, count: int, *, late: float) -> tuple[Figures, list[ConfigDebt]]:
+    """Return the numbers of the whole outbox, and the `count` configs that fare worst, at one moment.
+
+    The worst have something due for `late` seconds or longer, or something dead.
+    """
+    cursor = await conn.execute((_DEBT + _WORST).encode(), {"count": count, "late": late})
+    rows = await cursor.fetchall()
+    split = len(_NAMES)
+    found = Figures(**dict(zip(_NAMES, rows[0][:split], strict=True)))
+    return found, [ConfigDebt(*row[split:]) for row in rows if row[split] is not None]
 
 
 async def config_health(conn: AsyncConnection) -> list[ConfigHealth]:

@@ -68,9 +68,19 @@ def _read(path: Path) -> Migration:
     return Migration(int(line[1]), line[2], line[3], text)
 
 
+# The tempting to_regclass('outbox.migrations') answers from the session's cache. One that saw no ledger, and then
+# waited for its turn while another made it, would still see none. To read the catalog is to hear of what came since.
+_HAS_LEDGER = """
+select exists (
+    select from pg_catalog.pg_class as c join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
+    where n.nspname = 'outbox' and c.relname = 'migrations'
+)
+"""
+
+
 async def applied(conn: psycopg.AsyncConnection) -> dict[int, str]:
     """Return the ledger: version and checksum of what was applied; empty where nothing was."""
-    found = await (await conn.execute("select to_regclass('outbox.migrations') is not null")).fetchone()
+    found = await (await conn.execute(_HAS_LEDGER.encode())).fetchone()
     if not (found and found[0]):
         return {}
     rows = await (await conn.execute("select version, checksum from outbox.migrations order by 1")).fetchall()
@@ -108,7 +118,8 @@ async def migrate(dsn: str) -> list[Migration]:
     """
     known = known_migrations()
     done = []
-    async with await psycopg.AsyncConnection.connect(dsn) as conn:
+    # Nothing is prepared: PgBouncer gives each transaction another session.
+    async with await psycopg.AsyncConnection.connect(dsn, prepare_threshold=None) as conn:
         problems = [
             text for text in differences(await applied(conn), known) if not text.startswith("The database is behind")
         ]

@@ -1,20 +1,39 @@
-"""Connections: opened when needed, replaced after they broke. What is done with them stands elsewhere."""
+"""Connections: opened when needed, replaced after they broke. What is done with them stands elsewhere.
+
+Behind PgBouncer in transaction mode each transaction may meet another session. There nothing is left in a session:
+no prepared statement, no setting (each statement brings its own, for its transaction), no LISTEN.
+"""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Self
 
 import psycopg
+from psycopg import sql
+from psycopg.abc import Params
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
+from psycopg.rows import Row
+
+from outbox.settings import Pooling
 
 # The queue's tables swing between empty and full faster than statistics follow, so its connections forbid the plans
 # that only empty tables deserve. Planning each time and JIT would take longer than many of our statements.
-_QUEUE_SETTINGS = """
-    set plan_cache_mode = force_generic_plan; set jit = off;
-    set enable_seqscan = off; set enable_hashjoin = off; set enable_mergejoin = off
-"""
+_QUEUE_SETTINGS = {
+    "plan_cache_mode": "force_generic_plan",
+    "jit": "off",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}
+_NO_SETTINGS: Mapping[str, str] = {}
+
+# A pooler hands out pids of its own, so that a cancel request comes by it; PostgreSQL's own is that of the backend.
+# Asked and set in one statement: behind a pooler the settings end with this transaction, and none of them is left in
+# a session that is lent to the application next.
+_MEET = sql.SQL("select pooled {settings} from (select {pooled} as pooled) as met")
+_PIDS_DIFFER = sql.SQL("pg_backend_pid() <> {}")
 
 # A host that vanished without a word is noticed, and not only when the kernel gives up after a quarter of an hour.
 _PARAMETERS: dict[str, Any] = {
@@ -34,23 +53,46 @@ class Link:
     """One autocommit connection to the database, for one task at a time.
 
     After one of TRANSIENT call `drop`; the next `connection` opens a new one, or raises what keeps it from that.
+    `settings` hold for each of its statements; by default they are those that the queue's statements need.
     """
 
-    def __init__(self, dsn: str, name: str, *, settings: str | None = _QUEUE_SETTINGS) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        name: str,
+        *,
+        settings: Mapping[str, str] | None = _QUEUE_SETTINGS,
+        pooling: Pooling = Pooling.AUTO,
+    ) -> None:
         # What the DSN says itself stands.
         self._dsn = make_conninfo(
             "", **(_PARAMETERS | {"fallback_application_name": f"outbox {name}"} | conninfo_to_dict(dsn))
         )
-        self._settings = settings
+        self._settings = settings or _NO_SETTINGS
+        self._pooling = pooling
         self._conn: psycopg.AsyncConnection | None = None
+        self.is_pooled = False
+        """Whether the connection that was opened last lends another session to each transaction: LISTEN is in vain."""
 
     async def connection(self) -> psycopg.AsyncConnection:
         """Return the connection, opened if need be."""
         if self._conn is None or self._conn.closed:
             conn = self._conn = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
-            if self._settings:
-                await conn.execute(self._settings.encode())
+            self.is_pooled = await self._meet(conn)
+            if self.is_pooled:
+                conn.prepare_threshold = None
+                if self._settings:
+                    conn.cursor_factory = _cursor_with(self._settings)
         return self._conn
+
+    async def _meet(self, conn: psycopg.AsyncConnection) -> bool:
+        """Make the settings, unless they would be left in somebody else's session; return whether they would be."""
+        pooled: sql.Composable = sql.Literal(self._pooling is Pooling.TRANSACTION)
+        if self._pooling is Pooling.AUTO:
+            pooled = _PIDS_DIFFER.format(conn.info.backend_pid)
+        settings = sql.SQL("").join(sql.SQL(", {}").format(each) for each in _set(self._settings, sql.SQL("pooled")))
+        row = await (await conn.execute(_MEET.format(settings=settings, pooled=pooled))).fetchone()
+        return bool(row and row[0])
 
     async def drop(self) -> None:
         """Close the connection, whatever its state."""
@@ -60,11 +102,41 @@ class Link:
                 await conn.close()
 
 
+def _set(settings: Mapping[str, str], is_local: sql.Composable) -> list[sql.Composed]:
+    return [sql.SQL("set_config({}, {}, {})").format(name, value, is_local) for name, value in settings.items()]
+
+
+def _cursor_with(settings: Mapping[str, str]) -> type[psycopg.AsyncCursor[Any]]:
+    """Return cursors that run each statement with these settings, in one transaction and one round trip.
+
+    The tempting `set …; select …` in one string can have no parameters; `begin`, `set local` and `commit` around the
+    statement would leave a transaction open when it fails. What a pipeline sends up to its end is one transaction.
+    """
+    make = sql.SQL("select {}").format(sql.SQL(", ").join(_set(settings, sql.SQL("true"))))
+
+    class Cursor(psycopg.AsyncCursor[Row]):
+        async def execute(self, query: Any, params: Params | None = None, **options: Any) -> Self:  # noqa: ANN401 - as psycopg's
+            async with self.connection.pipeline():
+                await psycopg.AsyncCursor(self.connection).execute(make)
+                await super().execute(query, params, **options)
+            return self
+
+    return Cursor
+
+
 class Links:
     """At most `count` autocommit connections for many short questions, opened when needed."""
 
-    def __init__(self, dsn: str, name: str, *, count: int, settings: str | None = None) -> None:
-        self._idle = [Link(dsn, name, settings=settings) for _ in range(count)]
+    def __init__(
+        self,
+        dsn: str,
+        name: str,
+        *,
+        count: int,
+        settings: Mapping[str, str] | None = None,
+        pooling: Pooling = Pooling.AUTO,
+    ) -> None:
+        self._idle = [Link(dsn, name, settings=settings, pooling=pooling) for _ in range(count)]
         self._free = asyncio.Semaphore(count)
 
     @contextlib.asynccontextmanager

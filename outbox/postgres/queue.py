@@ -72,6 +72,7 @@ with taken as materialized (
     order by r.id, r.config_id
 )
 select now(), (select count(*) from named)::integer as routed, (select max(seq) from named) as seq,
+    (select count(*) from ranked)::integer as created,
     r.id, r.config_id, 1 as attempts, 0 as attempts_uncounted, r.created_at, r.revision, r.type, r.resource,
     r.data::text, r.expansions::text, r.traceparent
 from (select 1) as one
@@ -232,6 +233,8 @@ class Routed(Claimed):
     """Outbox rows that became events."""
     top: int | None
     """The highest seq among them."""
+    created: int
+    """Deliveries that they are owed, those that were not leased to us included."""
 
 
 async def route(
@@ -250,8 +253,8 @@ async def route(
         binary=True,
     )  # fmt: skip
     found = await cursor.fetchall()
-    now, routed, top = found[0][:3]
-    return Routed([Delivery(*row[3:]) for row in found if row[3] is not None], now, routed, top)
+    now, routed, top, created = found[0][:4]
+    return Routed([Delivery(*row[4:]) for row in found if row[4] is not None], now, routed, top, created)
 
 
 async def claim(

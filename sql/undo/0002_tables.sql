@@ -4,9 +4,11 @@ lock table outbox.migrations in share row exclusive mode;
 delete from outbox.migrations where version = 2;
 
 drop function outbox.make_partitions(integer);
+drop function outbox.tell_of_config(uuid, text, text);
 drop table outbox.attempts;
 drop table outbox.deliveries;
 drop table outbox.config_state;
 drop table outbox.postback_configs;
+drop function outbox.keep_former_resource();
 drop table outbox.events;
 drop table outbox.outbox;

@@ -87,12 +87,13 @@ def _free_port() -> int:
         return int(trial.getsockname()[1])
 
 
-def test_health_follows_the_database_and_the_outage_is_said_once(own_server: StartServer) -> None:
+@pytest.mark.parametrize("options", [[], ["--serve"]], ids=["alone", "with the API"])
+def test_health_follows_the_database_and_the_outage_is_said_once(own_server: StartServer, options: list[str]) -> None:
     """Alive throughout; ready only while the database can be reached; lost and returned are one line each."""
     server = own_server()
     assert run("migrate", OUTBOX_DSN=server.dsn).returncode == 0
     port = _free_port()
-    with daemon_process(server.dsn, "--listen", f"127.0.0.1:{port}") as daemon:
+    with daemon_process(server.dsn, *options, "--listen", f"127.0.0.1:{port}") as daemon:
         daemon.wait_for_event("daemon.started")
         url = f"http://127.0.0.1:{port}"
         eventually_true(lambda: _answer(f"{url}/readyz") == (200, {"ready": True, "problems": []}))
@@ -104,6 +105,24 @@ def test_health_follows_the_database_and_the_outage_is_said_once(own_server: Sta
         assert len(daemon.events("database.lost")) == 1
         assert len(daemon.events("database.returned")) == 1
         assert daemon.stop() == 0
+
+
+def test_what_is_no_http_is_one_line_of_the_log(db: str) -> None:
+    """No traceback, and nothing of what was sent: the header that is broken may be a key."""
+    port = _free_port()
+    with daemon_process(db, "--serve", "--listen", f"127.0.0.1:{port}") as daemon:
+        daemon.wait_for_event("daemon.started")
+        for broken in (
+            b"GET / HTTP/1.1\r\nHost: h\r\nuser-api-key: hidden\0\r\n\r\n",
+            b"GET /?hidden\xff HTTP/1.1\r\n\r\n",
+        ):
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+                connection.sendall(broken)
+                assert connection.recv(12).endswith(b" 400")
+        assert len(daemon.wait_for_event("request.broken", count=2)) == 2
+        assert daemon.stop() == 0
+        assert "Traceback" not in daemon.output
+        assert "hidden" not in daemon.output
 
 
 def test_two_workers_share_the_work_and_end_together(conn: psycopg.Connection, db: str) -> None:

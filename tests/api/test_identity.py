@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
-from outbox.api import identity
+from outbox.api.identity import SignIn
 from outbox.api.keys import USER
 from outbox.api.limits import Buckets
 from outbox.postgres import users
@@ -81,22 +81,19 @@ async def test_failures_are_limited_by_address_and_lock_nobody_out(db: str) -> N
         assert (await client.get("/v2/who", headers=good)).status == 200
 
 
-async def test_requests_are_limited_by_user(db: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_requests_are_limited_by_user(db: str) -> None:
     """A user that asks too often waits; another does not."""
-    monkeypatch.setattr(identity, "USER_RATE", 0.001)
-    monkeypatch.setattr(identity, "USER_BURST", 2.0)
     one, other = await new_user(db, "L"), await new_user(db, "L")
-    async with serving(Settings(dsn=db), _with_who) as client:
+    async with serving(Settings(dsn=db), _with_who, sign_in=SignIn(user_rate=0.001, user_burst=2.0)) as client:
         assert [(await client.get("/v2/who", headers=one)).status for _ in range(3)] == [200, 200, 429]
         assert (await client.get("/v2/who", headers=other)).status == 200
 
 
-async def test_a_rotated_key_and_a_removed_user_end(db: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_rotated_key_and_a_removed_user_end(db: str) -> None:
     """When what was remembered is forgotten, the old key and then the user are worth nothing."""
-    monkeypatch.setattr(identity, "REMEMBERED_SECONDS", -1.0)
     old = await new_user(db, "L")
     async with (
-        serving(Settings(dsn=db), _with_who) as client,
+        serving(Settings(dsn=db), _with_who, sign_in=SignIn(remembered=0.0)) as client,
         await psycopg.AsyncConnection.connect(db, autocommit=True) as conn,
     ):
         new = old | {"user-api-key": await users.rotate(conn, UUID(old["user-id"]))}

@@ -1,8 +1,11 @@
 """The description: it needs no sign-in, resolves within itself, and says what the routes really are."""
 
+import re
 from typing import Any
 
 from outbox.api.postbacklogs import FIELDS as LOG_FIELDS
+from outbox.api.schemas import digits
+from outbox.api.server import add_health
 from outbox.core.config_rules import FIELDS
 from outbox.settings import Settings
 from tests.apis import serving
@@ -20,23 +23,34 @@ def references(value: object) -> list[str]:
 
 
 async def test_the_document_fits_the_application(db: str) -> None:
-    """Each route below /v2/ is in it with its method, and nothing else; each reference leads somewhere."""
-    async with serving(Settings(dsn=db)) as api:
+    """Each route but the document's own is in it with its method, and nothing else; each reference leads somewhere."""
+    async with serving(Settings(dsn=db), add_health) as api:
         answer = await api.get("/openapi.json")
         described: dict[str, Any] = await answer.json()
         routes = {
             (route.resource.canonical, route.method.lower())
             for route in api.app.router.routes()
-            if route.resource and route.resource.canonical.startswith("/v2/") and route.method != "HEAD"
+            if route.resource and route.method != "HEAD" and route.resource.canonical not in {"/openapi.json", "/docs"}
         }
     assert answer.status == 200
     assert described["openapi"].startswith("3.1.")
     assert {(path, method) for path, operations in described["paths"].items() for method in operations} == routes
     schemas = described["components"]["schemas"]
-    assert {each.removeprefix("#/components/schemas/") for each in references(described)} <= schemas.keys()
+    parts = {f"#/components/{kind}/{name}" for kind, parts in described["components"].items() for name in parts}
+    assert set(references(described)) <= parts
     assert schemas["PostbackConfigCreate"]["properties"].keys() == FIELDS.keys()
     assert schemas["PostbackLog"]["properties"].keys() == LOG_FIELDS.keys() | {"tries"}
     assert "basic_auth_password" not in schemas["PostbackConfig"]["properties"]
+
+
+def test_digits_are_the_numbers_between_two() -> None:
+    """The pattern of a range matches each whole number in it, with zeros in front too, and no other."""
+    for least, most in ((1, 5), (1, 86_400), (300, 86_400), (86_400, 86_400), (0, 9), (97, 1203)):
+        pattern = re.compile(digits(least, most).replace("$", r"\Z"))
+        found = {number for number in range(most + 1200) if pattern.match(str(number))}
+        assert found == set(range(least, most + 1))
+        assert pattern.match(f"00{most}")
+        assert not pattern.match("")
 
 
 async def test_the_page_asks_no_other_server(db: str) -> None:

@@ -62,7 +62,7 @@ async def test_each_filter_narrows(api: Client, tried: str) -> None:
         assert sorted(each["model_id"] for each in await listed(api, **query)) == list(expected), query
 
 
-@pytest.mark.parametrize("sort", ["state_ts", "-state_ts"])
+@pytest.mark.parametrize("sort", ["state_ts", "-state_ts", "created_ts", "-created_ts"])
 async def test_a_walk_along_next_meets_each_once(api: Client, tried: str, sort: str) -> None:
     """Newest or oldest first; `page` leads to the same."""
     assert tried
@@ -78,6 +78,45 @@ async def test_a_walk_along_next_meets_each_once(api: Client, tried: str, sort: 
     assert [each["id"] for each in await listed(api, sort=sort, page="3", page_size="1")] == [seen[2]]
 
 
+async def test_a_list_is_in_the_order_of_capture_whatever_became_of_it(api: Client, tried: str) -> None:
+    """It is the default; a cursor of one order is none of another."""
+    assert tried
+    assert [each["model_id"] for each in await listed(api)] == ["4", "3", "2", "1"]
+    assert [each["model_id"] for each in await listed(api, sort="created_ts")] == ["1", "2", "3", "4"]
+    first = await (await api.get(PATH, params={"page_size": 1})).json()
+    after = URL(first["meta"]["pagination"]["links"]["next"]["href"]).query["after"]
+    answer = await api.get(PATH, params={"sort": "created_ts", "after": after})
+    assert answer.status == 422
+    assert "same sort" in await answer.text()
+
+
+async def test_only_the_first_page_counts(api: Client, conn: psycopg.Connection, tried: str) -> None:
+    """A walk keeps the number that its first page told; above 1,000 it says that there are more."""
+    page = await (await api.get(PATH, params={"page_size": 1})).json()
+    conn.execute(
+        "insert into outbox.attempts (event_id, config_id, number, at, event_created_at, duration_ms, outcome)"
+        " select gen_random_uuid(), %s, 1, now(), now() - interval '1 day', 5, 'delivered'"
+        " from generate_series(1, 1000)",
+        [tried],
+    )
+    following = URL(page["meta"]["pagination"]["links"]["next"]["href"]).path_qs
+    for url, total in ((following, 4), (PATH, 1000)):
+        pagination = (await (await api.get(url)).json())["meta"]["pagination"]
+        assert pagination["totalCount"] == total
+        assert pagination.get("totalCountIsCapped", False) == (total == 1000)
+        assert ("last" in pagination["links"]) == (total != 1000)
+
+
+async def test_a_page_by_number_reaches_1000_rows(api: Client) -> None:
+    """Behind that each page would read and throw away more; the answer tells the way on."""
+    assert (await api.get(PATH, params={"page": "2", "page_size": "500"})).status == 200
+    answer = await api.get(PATH, params={"page": "3", "page_size": "500"})
+    assert answer.status == 422
+    [message] = (await answer.json())["errors"]["page"]
+    assert "1000 at most" in message
+    assert "after" in message
+
+
 async def test_one_has_its_tries(api: Client, tried: str) -> None:
     """With status, duration, error and the beginning of the answer."""
     assert tried
@@ -88,6 +127,8 @@ async def test_one_has_its_tries(api: Client, tried: str) -> None:
     assert (attempt["outcome"], attempt["status"], attempt["error"]) == ("dead", 200, "no luck")
     assert (attempt["response"], attempt["duration_ms"]) == ("ok", 5)
     assert (await api.get(f"{PATH}/nonsense")).status == 404
+    only_post = await api.get(f"{PATH}/replay")
+    assert (only_post.status, only_post.headers["Allow"]) == (405, "POST")
 
 
 async def test_one_is_replayed_once(api: Client, tried: str) -> None:
@@ -115,7 +156,7 @@ async def test_a_filter_is_replayed(api: Client, tried: str) -> None:
 @pytest.mark.parametrize(
     "query",
     ["colour=red", "postback_status_id=5", "created_ts=yesterday", "changelog_id=x", "sort=model", "after=x",
-     "after=WyJ4Il0", "model_id=%00", "page=201"],
+     "after=WyJ4Il0", "model_id=%00", "page=201", "sort=created_ts&state_ts=1", "sort=-state_ts&created_ts=1"],
 )  # fmt: skip
 async def test_a_wrong_query_is_told(api: Client, query: str) -> None:
     """What is unknown or wrong is refused with what is accepted, never ignored."""

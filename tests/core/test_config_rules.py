@@ -1,5 +1,6 @@
 """Each rule of a postback config, with the message that its breach gives."""
 
+import re
 import urllib.parse
 from datetime import UTC, datetime
 from typing import Any
@@ -13,6 +14,7 @@ from yarl import URL
 from outbox.core.config_document import to_document
 from outbox.core.config_rules import FIELDS, InvalidConfigError, Value, validate
 from outbox.core.model import PostbackConfig
+from outbox.core.url_pattern import URL_PATTERN
 
 LEAST: dict[str, object] = {
     "location_id": "23948sdnfia1129i9asf92",
@@ -308,6 +310,50 @@ def test_what_is_accepted_is_dialled_unchanged(url: str) -> None:
     # A client must send a path; and an empty query is the same bytes as none.
     expected = {"/": f"/{target}", "?": f"/?{target}", "": "/"}[mark]
     assert dialled.raw_path_qs == (expected.removesuffix("?") if expected.count("?") == 1 else expected)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(
+    st.builds(
+        "{}{}{}{}".format,
+        st.sampled_from(["http://", "https://", "HTTP://", "http:/", "ftp://"]),
+        st.one_of(
+            AUTHORITIES,
+            st.ip_addresses().map(str),
+            st.ip_addresses(v=6).map("[{}]".format),
+            st.text(":0af1.", max_size=20).map("[{}]".format),
+            st.lists(st.text("aZ0x_-", max_size=4), max_size=4).map(".".join),
+        ),
+        st.sampled_from(["/", "?", "", "\n"]),
+        TARGETS,
+    )
+)
+@example("http://" + "a." * 127)
+@example("http://" + "a." * 126 + "b")
+@example("http://[1:2:3:4:5:6:7::]")
+@example("http://[1::3:4:5:6:7:8]")
+@example("http://[1:2:3:4:5:6:1.2.3.4]")
+@example("http://[::1.2.3.04]")
+@example("http://[1:2:3:4:5::1.2.3.4]")
+@example("http://a.0x1f.")
+@example("http://a:65535")
+@example("http://a:00000")
+def test_the_pattern_of_a_url_says_what_the_rules_say(url: str) -> None:
+    """Who checks a URL by the described pattern is never refused, nor kept from one that would be accepted."""
+    fits = re.search(URL_PATTERN.removesuffix("$") + r"\Z", url) is not None and len(url) <= 512
+    try:
+        create({**LEAST, "url": url})
+    except InvalidConfigError:
+        assert not fits
+    else:
+        assert fits
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.from_regex(URL_PATTERN.removesuffix("$") + r"\Z").filter(lambda url: len(url) <= 512))
+def test_what_fits_the_pattern_of_a_url_is_accepted(url: str) -> None:
+    """Also for what no one thought of."""
+    assert create({**LEAST, "url": url})["url"] == url
 
 
 def _split(url: str) -> tuple[str, str, str]:

@@ -295,7 +295,7 @@ async def test_what_the_daemon_may_not_do_is_named_with_its_grant(db: str, conn:
         async with await on(dsn) as guest:
             missing = await privileges.privileges(guest)
             assert {each.level for each in missing} == {PROBLEM}
-            assert len(missing) == 1 + len(privileges.DAEMON)
+            assert len(missing) == 1 + len(privileges.DAEMON) + len(privileges.HOUSEKEEPING)
             assert f'"{name}"' in missing[0].message
             for each in missing:
                 assert each.advice is not None
@@ -330,6 +330,8 @@ async def test_the_daemon_needs_each_of_these_rights(
     """Without any one of them it fails: the list asks for no more than it uses."""
     attach_contacts(conn)
     add_config(conn)
+    # Its deliveries fail and die at once: that is told of, too.
+    conn.execute("update outbox.postback_configs set number_of_attempts = 1")
     link = Link(db, "test", settings=None)
     conn.execute("insert into contacts values (1, 'L', 'x')")
     # One that was tried and is due again, and one that is new.
@@ -813,7 +815,14 @@ async def test_a_config_that_only_fails_is_a_warning_until_it_succeeds(
     assert only(await queue.configs(aconn, failing=2)).level is OK
 
 
-@pytest.mark.parametrize(("change", "word"), [("paused_at = now()", "paused since"), ("is_active = false", "inactive")])
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ("paused_at = now()", "paused since"),
+        ("is_active = false", "inactive"),
+        ("is_active = false, disabled_at = now(), disabled_reason = 'status 410'", "(status 410)"),
+    ],
+)
 async def test_a_config_that_holds_back_a_debt_is_a_warning(
     aconn: psycopg.AsyncConnection, conn: psycopg.Connection, change: str, word: str
 ) -> None:
@@ -827,6 +836,27 @@ async def test_a_config_that_holds_back_a_debt_is_a_warning(
     assert (found.level, word in found.message, "deliveries owed: 1." in found.message) == (WARNING, True, True)
     assert str(config) in (found.advice or "")
     conn.execute("delete from outbox.deliveries")
+    assert only(await queue.configs(aconn)).level is OK
+
+
+async def test_a_config_whose_circuit_is_open_is_a_warning(
+    aconn: psycopg.AsyncConnection, conn: psycopg.Connection
+) -> None:
+    """Since when, and what closes it."""
+    attach_contacts(conn)
+    config = add_config(conn)
+    conn.execute("update outbox.postback_configs set circuit_opened_at = now()")
+    found = only(await queue.configs(aconn))
+    assert (found.level, "its circuit is open since" in found.message) == (WARNING, True)
+    assert str(config) in (found.advice or "")
+
+
+async def test_a_config_that_watches_configs_needs_no_attached_table(
+    aconn: psycopg.AsyncConnection, conn: psycopg.Connection
+) -> None:
+    """The daemon itself writes the events of that resource."""
+    add_config(conn)
+    conn.execute("update outbox.postback_configs set resource = 'postbackconfig'")
     assert only(await queue.configs(aconn)).level is OK
 
 

@@ -47,6 +47,15 @@ def test_files_applied_by_hand_and_by_the_command_give_the_same_schema_and_ledge
     assert catalog(empty_db) == mixed
 
 
+async def test_many_that_migrate_at_once_take_turns(server_dsn: str) -> None:
+    """None of them fails, though each has looked for the ledger before any had made it; each file is applied once."""
+    known = known_migrations()
+    for _ in range(3):
+        with fresh_database(server_dsn) as dsn:
+            done = await asyncio.gather(*(migrate(dsn) for _ in range(6)))
+            assert sorted(file.version for each in done for file in each) == [file.version for file in known]
+
+
 def test_each_undo_file_restores_the_catalog(empty_db: str) -> None:
     """An undo file removes precisely what its file made, also where tables are attached."""
     before = []

@@ -23,11 +23,29 @@ DAEMON = (
     Need("table", "migrations", ("SELECT",), "compare the schema"),
     Need("table", "outbox", ("SELECT", "UPDATE", "DELETE"), "route"),
     Need("table", "events", ("SELECT", "INSERT"), "route"),
-    Need("table", "postback_configs", ("SELECT",), "find subscribers"),
+    Need("table", "postback_configs", ("SELECT", "UPDATE"), "find subscribers and switch off what only fails"),
+    Need("table", "config_state", ("SELECT", "INSERT", "UPDATE"), "count failures"),
     Need("table", "deliveries", ("SELECT", "INSERT", "UPDATE", "DELETE"), "claim and settle"),
     Need("table", "attempts", ("INSERT",), "record tries"),
     Need("sequence", "doorbell", ("SELECT", "UPDATE"), "be woken"),
+    Need("function", "tell_of_config(uuid, text, text)", ("EXECUTE",), "tell of configs in trouble"),
     Need("function", "make_partitions(integer)", ("EXECUTE",), "make tomorrow's partitions"),
+)
+# Without these it delivers, and its history grows.
+HOUSEKEEPING = (
+    Need("function", "partitions()", ("EXECUTE",), "let history go"),
+    Need(
+        "function",
+        "prune_partition(text, timestamp with time zone, timestamp with time zone, boolean)",
+        ("EXECUTE",),
+        "let history go",
+    ),
+    Need(
+        "function",
+        "prune_default(text, timestamp with time zone, timestamp with time zone, bigint, integer, boolean)",
+        ("EXECUTE",),
+        "let history go",
+    ),
 )
 
 # By the catalogs, which everybody may read: 'outbox.events'::regclass fails for want of the very right that is asked
@@ -48,7 +66,11 @@ with needed as (
             where c.relnamespace = s.oid and c.relname = n.name
         )
         else (
-            select has_table_privilege(c.oid, n.privilege) from pg_class as c
+            -- A role may have a right on the columns that it changes, and not on the table.
+            select case
+                when n.privilege = 'DELETE' then has_table_privilege(c.oid, n.privilege)
+                else has_any_column_privilege(c.oid, n.privilege)
+            end from pg_class as c
             where c.relnamespace = s.oid and c.relname = n.name
         )
     end as has
@@ -66,10 +88,10 @@ order by place
 
 async def privileges(conn: AsyncConnection) -> list[Finding]:
     """Whether the role may do all that the daemon does; what is missing, each with its GRANT."""
-    each = [(need.kind, need.name, privilege) for need in DAEMON for privilege in need.privileges]
+    each = [(need.kind, need.name, privilege) for need in (*DAEMON, *HOUSEKEEPING) for privilege in need.privileges]
     kinds, names, wanted = zip(*each, strict=True)
     missing = await rows(conn, _MISSING, {"kinds": list(kinds), "names": list(names), "privileges": list(wanted)})
-    why = {need.name: need.why for need in DAEMON}
+    why = {need.name: need.why for need in (*DAEMON, *HOUSEKEEPING)}
     found = []
     for row in missing:
         lacks, role = ", ".join(row["privileges"]), row["role"]

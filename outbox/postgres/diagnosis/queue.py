@@ -139,7 +139,7 @@ _SHOWN = 10
 # few days' partitions. The tempting "last success, and how many failures since" opens every day of the history for
 # every config. A condition of a lateral join stands inside it: in its ON it would be asked after all was counted.
 _CONFIGS = """
-select c.id, c.resource, c.is_active, c.paused_at,
+select c.id, c.resource, c.is_active, c.paused_at, c.disabled_at, c.disabled_reason,
     regexp_replace(c.url, '^([^:]+://)(?:[^/?#]*@)?([^?#]*).*$', '\\1\\2') as url, owed.count as owed,
     (
         select a.at from outbox.attempts as a
@@ -175,9 +175,15 @@ where c.deleted_at is null and (
 order by c.created_at, c.id
 limit %(shown)s
 """
+_OPEN_CIRCUITS = """
+select c.id, c.circuit_opened_at, regexp_replace(c.url, '^([^:]+://)(?:[^/?#]*@)?([^?#]*).*$', '\\1\\2') as url
+from outbox.postback_configs as c
+where c.governed and c.is_active and c.paused_at is null and c.deleted_at is null and c.circuit_opened_at is not null
+order by c.circuit_opened_at, c.id limit %(shown)s
+"""
 _RESOURCES = """
 select c.resource, count(*)::int as configs from outbox.postback_configs as c
-where c.deleted_at is null and c.is_active and not exists (
+where c.deleted_at is null and c.is_active and c.resource <> 'postbackconfig' and not exists (
     select from pg_trigger as t
     join pg_proc as p on p.oid = t.tgfoid
     join pg_namespace as s on s.oid = p.pronamespace and s.nspname = 'outbox'
@@ -196,10 +202,16 @@ async def configs(conn: AsyncConnection, *, failing: int = FAILING) -> list[Find
         name = f"{row['id']} ({row['url']})"
         if row["owed"]:
             count = f"{row['owed']} or more" if row["owed"] == _COUNTED else str(row["owed"])
-            state = f"paused since {row['paused_at']:%Y-%m-%d %H:%M %Z}" if row["paused_at"] else "inactive"
+            state = (
+                f"switched off since {row['disabled_at']:%Y-%m-%d %H:%M %Z} ({row['disabled_reason']})"
+                if row["disabled_at"]
+                else f"paused since {row['paused_at']:%Y-%m-%d %H:%M %Z}"
+                if row["paused_at"]
+                else "inactive"
+            )
             advice = (
                 f"outbox config resume {row['id']}"
-                if row["paused_at"]
+                if row["paused_at"] and row["is_active"]
                 else f"outbox config edit {row['id']} --is-active"
             )
             held.append(Finding("configs", WARNING, f"{name} is {state}; deliveries owed: {count}.", advice))
@@ -208,7 +220,16 @@ async def configs(conn: AsyncConnection, *, failing: int = FAILING) -> list[Find
             said = f"{name} acknowledged nothing {since}; its last try failed: {row['error'] or 'no reason kept'}."
             advice = f"outbox config test {row['id']}; outbox config pause {row['id']} keeps its tries"
             failed.append(Finding("configs", WARNING, said, advice))
-    found = [*_shown(held), *_shown(failed)]
+    opened = [
+        Finding(
+            "configs", WARNING,
+            f"{row['id']} ({row['url']}): its circuit is open since {row['circuit_opened_at']:%Y-%m-%d %H:%M %Z}, "
+            "and it gets probes only.",
+            f"outbox config test {row['id']}; the first success closes it",
+        )
+        for row in await rows(conn, _OPEN_CIRCUITS, {"shown": _READ})
+    ]  # fmt: skip
+    found = [*_shown(held), *_shown(failed), *_shown(opened)]
     for row in await rows(conn, _RESOURCES):
         count = "1 config watches" if row["configs"] == 1 else f"{row['configs']} configs watch"
         found.append(
