@@ -208,6 +208,11 @@ class Settings:
         _ports, "80,443,1024-65535", "Ports that may be posted to, separated by commas."
     )
     require_https: bool = _setting(_yes_or_no, "false", "Whether only https may be posted to: true or false.")
+    tracing: bool = _setting(
+        _yes_or_no,
+        "false",
+        "Whether each try is told to OpenTelemetry, as its OTEL_ variables say; needs outbox[otel].",
+    )
     ca_file: Path | None = _setting(  # noqa: RUF009 - a field descriptor, as all of these
         _authorities, None, "PEM certificates of authorities to trust beside the system's. Default: none."
     )

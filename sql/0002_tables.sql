@@ -4,7 +4,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (2, 'tables', 'babe014da49bd36c26a349c13c7b53f9fe3b06d860379d24766f36cb9602527b');
+values (2, 'tables', '1627c019dd4d8c1852e17df1d7ef764e5af30070caa4d0c866e10409e53313e1');
 
 -- What the triggers write and the daemon takes away within milliseconds. It has no index but its key, no
 -- foreign key and no partitions, so that the application's writer pays one plain insert.
@@ -17,6 +17,8 @@ create table outbox.outbox (
     location_id text,
     product_transaction_id text,
     data json not null,
+    expansions json,
+    traceparent text,
     constraint outbox_pkey primary key (seq),
     constraint outbox_type check (type in ('CREATE', 'UPDATE', 'DELETE'))
 ) with (
@@ -40,10 +42,15 @@ create table outbox.events (
     location_id text,
     product_transaction_id text,
     data json not null,
+    expansions json,
+    traceparent text,
     constraint events_pkey primary key (id, created_at),
     constraint events_type check (type in ('CREATE', 'UPDATE', 'DELETE'))
 ) partition by range (created_at);
 comment on table outbox.events is 'A captured change, for good: frozen, replayable until its partition is dropped.';
+comment on column outbox.events.expansions is
+    'The related records of that moment, by the names under which a config asks for them. Null when nobody did.';
+comment on column outbox.events.traceparent is 'The writer''s trace (W3C Trace Context), if he named one.';
 comment on column outbox.events.id is
     'The webhook-id. Its first 60 bits without the version are the outbox row''s seq, so ids sort in the order of '
     'capture; the last 62 are random, so that a restored backup never gives an old id to a new event.';

@@ -3,7 +3,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (3, 'capture', 'ca2233c4a10f5c9c802516c6821b4176809af3c8d49db2fa4d18d65ec4a7eec9');
+values (3, 'capture', '731f20ae777752a9ceaec68609b531f9301ae62e6d2832965fdbd5b1ae573e8c');
 
 -- The doorbell. 2: a daemon sleeps and wants to be woken; 1: nobody does. NOTIFY takes a lock that makes all
 -- committing transactions of the database queue, so a trigger notifies only for a sleeping daemon. A sequence,
@@ -15,8 +15,9 @@ comment on sequence outbox.doorbell is '2 while a daemon sleeps; the next captur
 -- that keeps such a column as a timestamp has its columns written out one by one. That breaks with the first column
 -- that is dropped, so there is a second form that names none: three times the cost, for tables whose shape changed
 -- since they were attached. In it $1 is the table. alias.* is a row for certain; a bare alias may be a column.
+-- `chosen`: the only columns to send, in the table's order; null for all.
 create function outbox.record_expression(
-    relation regclass, row_alias text, serializer regproc, names_columns boolean
+    relation regclass, row_alias text, serializer regproc, names_columns boolean, chosen text[]
 ) returns text
 language plpgsql
 stable
@@ -67,13 +68,14 @@ begin
         )
     into has_timestamps, columns
     from pg_attribute a
-    where a.attrelid = relation and a.attnum > 0 and not a.attisdropped;
-    if not has_timestamps then
+    where a.attrelid = relation and a.attnum > 0 and not a.attisdropped
+        and (chosen is null or a.attname = any (chosen));
+    if not has_timestamps and chosen is null then
         return format('to_json(%s.*)', row_alias);
     elsif not names_columns then
         return format(
             E'(\n'
-            '    select (''{'' || string_agg(\n'
+            '    select (''{'' || coalesce(string_agg(\n'
             '        to_json(f.key)::text || '':'' || case\n'
             '            when json_typeof(f.value) <> ''string'' or f.key not in (\n'
             '                select a.attname from pg_attribute as a\n'
@@ -84,18 +86,108 @@ begin
             '                then floor(extract(epoch from (f.value #>> ''{}'')::timestamptz))::bigint::text\n'
             '            else ''null''\n'
             '        end, '','' order by f.place\n'
-            '    ) || ''}'')::json\n'
-            '    from json_each(to_json(%s.*)) with ordinality as f (key, value, place)\n'
+            '    ), '''') || ''}'')::json\n'
+            '    from json_each(to_json(%s.*)) with ordinality as f (key, value, place)%s\n'
             ')',
-            row_alias
+            row_alias, coalesce(E'\n    where f.key = any (' || quote_literal(chosen) || '::text[])', '')
         );
     end if;
     return format('(select to_json(outbox_record.*) from (select %s) as outbox_record)', columns);
 end
 $$;
-comment on function outbox.record_expression(regclass, text, regproc, boolean) is
+comment on function outbox.record_expression(regclass, text, regproc, boolean, text[]) is
     'Internal to outbox.attach(): the expression that turns a row into the JSON that subscribers receive.';
-revoke execute on function outbox.record_expression(regclass, text, regproc, boolean) from public;
+revoke execute on function outbox.record_expression(regclass, text, regproc, boolean, text[]) from public;
+
+-- A condition runs inside the trigger function, so with the rights of the outbox's owner and under the application's
+-- write. PostgreSQL examines it as it does a CHECK constraint, on an empty table that is made for it: one boolean
+-- expression over the row, without subqueries and aggregates. Two things more are refused that a condition has no need
+-- of: functions that are not PostgreSQL's own, which somebody else could replace, and volatile ones. What goes into the
+-- trigger function is not the given text but PostgreSQL's own print of what it understood.
+create function outbox.read_condition(
+    relation regclass, condition text, out expression text, out used_columns text[]
+) returns record
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    -- Of this session alone: two may attach at the same time.
+    scratch constant text := format('outbox.%I', 'condition_' || pg_backend_pid());
+    definition text;
+    probe refcursor;
+    tree text;
+    used smallint[];
+    fault text;
+begin
+    select string_agg(
+        format('%I %s', a.attname, format_type(a.atttypid, a.atttypmod))
+        || case when a.attcollation <> t.typcollation then ' collate ' || a.attcollation::regcollation else '' end,
+        ', ' order by a.attnum
+    )
+    into definition
+    from pg_attribute a
+    join pg_type t on t.oid = a.atttypid
+    where a.attrelid = relation and a.attnum > 0 and not a.attisdropped;
+    execute format('create table %s (%s)', scratch, definition);
+    begin
+        -- A cursor is one statement, whatever the text. The line's end ends a comment in it.
+        open probe for execute format(E'select (%s\n) from %s', condition, scratch);
+        close probe;
+        execute format(E'alter table %s add constraint outbox_condition check (%s\n)', scratch, condition);
+        select pg_get_expr(c.conbin, c.conrelid), c.conbin::text, c.conkey into strict expression, tree, used
+        from pg_constraint c
+        where c.conrelid = scratch::regclass and c.conname = 'outbox_condition';
+    exception
+        when others then
+            raise exception 'condition: %.', sqlerrm
+                using errcode = 'invalid_parameter_value',
+                hint = 'It is one boolean expression over the columns of the row, with operators and functions of '
+                    'PostgreSQL: total > 0 and status <> ''draft''.';
+    end;
+    select string_agg(distinct p.oid::regprocedure::text, ', ') into fault
+    from regexp_matches(tree, ':(?:op)?funcid (\d+)', 'g') as m
+    join pg_proc p on p.oid = m[1]::oid
+    where p.provolatile = 'v' or p.pronamespace <> 'pg_catalog'::regnamespace;
+    if fault is not null then
+        raise exception 'condition: % can not be used.', fault
+            using errcode = 'invalid_parameter_value',
+            hint = 'Only functions and operators of PostgreSQL''s own can be, and none that is volatile.';
+    end if;
+    if 0 >= any (used) then
+        raise exception 'condition: the whole row and system columns can not be used.'
+            using errcode = 'invalid_parameter_value', hint = 'Name the columns.';
+    end if;
+    used_columns := array(
+        select a.attname::text from pg_attribute a
+        where a.attrelid = scratch::regclass and a.attnum = any (used)
+        order by a.attnum
+    );
+    execute format('drop table %s', scratch);
+    select string_agg(format('"%s"', a.attname), ', ') into fault
+    from pg_attribute a
+    where a.attrelid = relation and a.attname = any (used_columns) and a.attgenerated = 'v';
+    if fault is not null then
+        raise exception 'condition: % is a virtual generated column of %: a trigger can not read its value.',
+            fault, relation
+            using errcode = 'feature_not_supported', hint = 'Make it STORED, or write out what it is generated from.';
+    end if;
+end
+$$;
+comment on function outbox.read_condition(regclass, text) is
+    'Internal to outbox.attach(): examines a condition; returns how PostgreSQL writes it, and the columns it uses.';
+revoke execute on function outbox.read_condition(regclass, text) from public;
+
+-- Expands: related records, taken at the moment of the change. The functions that give them for a resource are called by
+-- one generated function, expand_<hash of the resource>, whose comment is their registry, as the triggers are that of the
+-- attachments. The capture of a resource calls it where it exists: who registers nothing pays nothing.
+create function outbox.expand_function(resource text) returns text
+language sql
+immutable
+strict
+set search_path = pg_catalog, pg_temp
+as $$ select 'expand_' || left(encode(sha256(convert_to($1, 'UTF8')), 'hex'), 32) $$;
+comment on function outbox.expand_function(text) is 'Internal: the name of the function that takes a resource''s expands.';
+revoke execute on function outbox.expand_function(text) from public;
 
 create function outbox.attach(
     relation regclass,
@@ -103,7 +195,9 @@ create function outbox.attach(
     key text default null,
     location text default null,
     product_transaction text default null,
-    serializer regproc default null
+    serializer regproc default null,
+    columns text[] default null,
+    condition text default null
 ) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -115,14 +209,23 @@ declare
     key_columns text[];
     column_name text;
     same_record text;
+    -- The parts of the statement that are the same for every operation.
+    record_columns text;
+    is_new text;
+    holds text;
+    condition_columns text[];
     member regclass;
     function_name text;
     function_oid oid;
     names_columns boolean;
     operation text;
+    captured text;
+    expansions text;
     source text;
     fast text[];
+    anew text[];
     robust text[];
+    form text;
     shape_check text := '';
     body text;
     shape_query text;
@@ -154,16 +257,44 @@ begin
             using errcode = 'wrong_object_type';
     end if;
 
+    if attach.columns is not null then
+        if attach.serializer is not null then
+            raise exception 'columns and serializer exclude each other: a serializer decides what is sent.'
+                using errcode = 'invalid_parameter_value';
+        end if;
+        if cardinality(attach.columns) = 0 or array_position(attach.columns, null) is not null then
+            raise exception 'columns must name one column or more.' using errcode = 'invalid_parameter_value';
+        end if;
+        foreach column_name in array attach.columns loop
+            if not exists (
+                select from pg_attribute a
+                where a.attrelid = attach.relation and a.attname = column_name and a.attnum > 0 and not a.attisdropped
+            ) then
+                raise exception 'columns: % has no column "%".', attach.relation, column_name
+                    using errcode = 'undefined_column';
+            end if;
+        end loop;
+        -- In the table's order, each once: the record keeps its own order whatever is chosen of it.
+        columns := array(
+            select a.attname::text from pg_attribute a
+            where a.attrelid = attach.relation and a.attname = any (attach.columns) and a.attnum > 0
+                and not a.attisdropped
+            order by a.attnum
+        );
+    end if;
+    condition := nullif(trim(attach.condition, E' \t\r\n'), '');
+
     if attach.serializer is null then
         select a.attname into column_name from pg_attribute a
         where a.attrelid = attach.relation and a.attnum > 0 and not a.attisdropped and a.attgenerated = 'v'
+            and (attach.columns is null or a.attname = any (attach.columns))
         order by a.attnum
         limit 1;
         if found then
             raise exception '% has the virtual generated column "%": a trigger can not read its value.',
                 attach.relation, column_name
                 using errcode = 'feature_not_supported',
-                hint = 'Make the column STORED, or attach with a serializer that does not use it.';
+                hint = 'Make the column STORED, or attach with columns or a serializer that leave it out.';
         end if;
     end if;
 
@@ -264,20 +395,17 @@ begin
             hint = format('Declare it as f(%s) returns json.', attach.relation);
     end if;
 
-    if attach.serializer is null and exists (
-        select from pg_attribute a where a.attrelid = attach.relation and a.attgenerated = 'v' and not a.attisdropped
-    ) then
-        raise exception '% has a virtual generated column, which triggers can not read.', attach.relation
-            using errcode = 'feature_not_supported',
-            hint = 'Make it STORED, or attach with a serializer: it gets null for that column.';
+    if attach.condition is not null then
+        select c.expression, c.used_columns into holds, condition_columns
+        from outbox.read_condition(attach.relation, attach.condition) as c;
     end if;
 
     -- Types of an extension may keep their operators where the pinned search_path does not look: text does not.
     select string_agg(
         case
             when t.typnamespace = 'pg_catalog'::regnamespace or t.typtype = 'e'
-                then format('outbox_row.%1$I = outbox_old_row.%1$I', a.attname)
-            else format('outbox_row.%1$I::text = outbox_old_row.%1$I::text', a.attname)
+                then format('outbox_row.%1$I = outbox_other_row.%1$I', a.attname)
+            else format('outbox_row.%1$I::text = outbox_other_row.%1$I::text', a.attname)
         end, ' and ' order by u.n
     )
     into same_record
@@ -316,64 +444,125 @@ begin
         end loop;
     end if;
 
-    -- One statement for all rows of the writer's statement, in two forms: one that names columns, and one for the
-    -- time between an ALTER TABLE and the next attach. Each name is put in by one format(): it may hold a %.
-    foreach names_columns in array array[true, false] loop
+    -- One statement for all rows of the writer's statement, in three forms: fast and anew name columns, robust is for
+    -- the time between an ALTER TABLE and the next attach. Fast stands in the function itself and reads its variable;
+    -- the others are executed and get it as $2. Each name is put in by one format(): it may hold a %.
+    record_columns := format(
+        'concat_ws('','', %s) as resource_id, %s as location_id, %s as product_transaction_id',
+        (
+            select string_agg(format('outbox_row.%I', k), ', ' order by n)
+            from unnest(key_columns) with ordinality as u (k, n)
+        ),
+        coalesce('outbox_row.' || quote_ident(location) || '::text', 'null::text'),
+        coalesce('outbox_row.' || quote_ident(product_transaction) || '::text', 'null::text')
+    );
+    -- A row whose key changed has no old row.
+    is_new := format(
+        'outbox_other_row.%I is null',
+        (
+            select a.attname from pg_attribute a
+            where a.attrelid = attach.relation and a.attnum = identity_columns[1]
+        )
+    );
+    -- Not of a registration that is being made: it waits for us, and attaches anew.
+    perform pg_advisory_xact_lock_shared('outbox.outbox'::regclass::oid::bigint);
+    select format(
+        ', outbox.%I(captured.resource_id, captured.location_id, captured.product_transaction_id, captured.type)',
+        p.proname
+    )
+    into expansions
+    from pg_proc p
+    where p.pronamespace = 'outbox'::regnamespace and p.proname = outbox.expand_function(attach.resource);
+    foreach form in array array['fast', 'anew', 'robust'] loop
+        names_columns := form <> 'robust';
         foreach operation in array array['CREATE', 'DELETE', 'UPDATE'] loop
-            source := case operation
-                when 'CREATE' then 'outbox_new as outbox_row'
-                when 'DELETE' then 'outbox_old as outbox_row'
+            captured := outbox.record_expression(
+                attach.relation, 'outbox_row', attach.serializer, names_columns, attach.columns
+            );
+            if operation <> 'UPDATE' then
+                captured := format(
+                    'select %L as type, %s, %s as data from %s as outbox_row%s', operation, record_columns, captured,
+                    case operation when 'CREATE' then 'outbox_new' else 'outbox_old' end, ' where ' || holds
+                );
+            else
                 -- Unchanged rows cost one comparison of images; a changed image is sent if the record changed as
-                -- subscribers see it. A row whose key changed has no old row: it is a change.
-                else format(
-                    E'outbox_new as outbox_row\n'
-                    '            left join outbox_old as outbox_old_row on %s\n'
-                    '            where outbox_old_row.%I is null\n'
-                    '                or (outbox_row.* *<> outbox_old_row.* and %s::text is distinct from %s::text)',
-                    same_record,
-                    (
-                        select a.attname from pg_attribute a
-                        where a.attrelid = attach.relation and a.attnum = identity_columns[1]
-                    ),
-                    outbox.record_expression(attach.relation, 'outbox_row', attach.serializer, names_columns),
-                    outbox.record_expression(attach.relation, 'outbox_old_row', attach.serializer, names_columns)
-                )
-            end;
+                -- subscribers see it. A row whose key changed is a change.
+                source := format(
+                    '(outbox_row.* *<> outbox_other_row.* and %s::text is distinct from %s::text)',
+                    captured,
+                    outbox.record_expression(
+                        attach.relation, 'outbox_other_row', attach.serializer, names_columns, attach.columns
+                    )
+                );
+                if holds is null then
+                    captured := format(
+                        E'select %L as type, %s, %s as data\n'
+                        '            from outbox_new as outbox_row\n'
+                        '            left join outbox_old as outbox_other_row on %s\n'
+                        '            where %s or %s',
+                        operation, record_columns, captured, same_record, is_new, source
+                    );
+                else
+                    -- As the row filters of logical replication do it: what nobody may see is never sent, and a
+                    -- subscriber's copy is never left behind. A row that comes to fulfil the condition is a CREATE,
+                    -- one that no longer does is a DELETE with the last record that did. The tempting `new row or
+                    -- old row fulfils it` sends, once, just the record that the condition is to keep back.
+                    captured := format(
+                        E'select case when %5$s or outbox_other.fulfils then ''UPDATE'' else ''CREATE'' end as type,\n'
+                        '                %1$s, %2$s as data\n'
+                        '            from outbox_new as outbox_row\n'
+                        '            left join outbox_old as outbox_other_row on %3$s\n'
+                        '            cross join lateral (\n'
+                        '                select %4$s is true as fulfils from (select outbox_row.*) as outbox_row\n'
+                        '            ) as outbox_this\n'
+                        '            cross join lateral (\n'
+                        '                select %4$s is true as fulfils\n'
+                        '                from (select outbox_other_row.*) as outbox_other_row\n'
+                        '            ) as outbox_other\n'
+                        '            where outbox_this.fulfils and (%5$s or not outbox_other.fulfils or %6$s)\n'
+                        '            union all\n'
+                        '            select ''DELETE'', %1$s, %2$s\n'
+                        '            from outbox_old as outbox_row\n'
+                        '            join outbox_new as outbox_other_row on %3$s\n'
+                        '            cross join lateral (\n'
+                        '                select %4$s is true as fulfils from (select outbox_row.*) as outbox_row\n'
+                        '            ) as outbox_this\n'
+                        '            cross join lateral (\n'
+                        '                select %4$s is true as fulfils\n'
+                        '                from (select outbox_other_row.*) as outbox_other_row\n'
+                        '            ) as outbox_other\n'
+                        '            where outbox_this.fulfils and not outbox_other.fulfils',
+                        record_columns, captured, same_record, holds, is_new, source
+                    );
+                end if;
+            end if;
             source := format(
-                E'insert into outbox.outbox (type, resource, resource_id, location_id, product_transaction_id, data)\n'
-                '        select %L, %L, captured.resource_id, captured.location_id, captured.product_transaction_id,\n'
-                '            captured.data\n'
+                E'insert into outbox.outbox\n'
+                '            (type, resource, resource_id, location_id, product_transaction_id, data, traceparent%s)\n'
+                '        select captured.type, %L, captured.resource_id, captured.location_id,\n'
+                '            captured.product_transaction_id, captured.data, %s%s\n'
                 '        from (\n'
-                '            select concat_ws('','', %s) as resource_id, %s as location_id,\n'
-                '                %s as product_transaction_id, %s as data\n'
-                '            from %s\n'
+                '            %s\n'
                 '            offset 0\n'
                 '        ) as captured\n'
                 '        where captured.data is not null',
-                operation, attach.resource,
-                (
-                    select string_agg(format('outbox_row.%I', k), ', ' order by n)
-                    from unnest(key_columns) with ordinality as u (k, n)
-                ),
-                coalesce('outbox_row.' || quote_ident(location) || '::text', 'null::text'),
-                coalesce('outbox_row.' || quote_ident(product_transaction) || '::text', 'null::text'),
-                outbox.record_expression(attach.relation, 'outbox_row', attach.serializer, names_columns),
-                source
+                case when expansions is not null then ', expansions' end,
+                attach.resource, case form when 'fast' then 'outbox_traceparent' else '$2' end, expansions, captured
             );
-            if names_columns then
-                fast := fast || source;
-            else
-                robust := robust || source;
-            end if;
+            case form
+                when 'fast' then fast := fast || source;
+                when 'anew' then anew := anew || source;
+                else robust := robust || source;
+            end case;
         end loop;
     end loop;
-    if fast <> robust then
+    if anew <> robust then
         -- The names, and which of them become epoch seconds, of the table and of the row that the serializer takes.
         shape_query := format(
             E'array(\n'
             '        select (a.attname || case when a.atttypid in (%s, %s) then '' timestamp'' else '''' end) collate "C"\n'
             '        from pg_attribute as a\n'
-            '        where a.attrelid in (%%1$s%s) and a.attnum > 0 and not a.attisdropped\n'
+            '        where a.attrelid in (%%1$s%s) and a.attnum > 0 and not a.attisdropped%s\n'
             '        order by 1\n'
             '    )',
             'timestamptz'::regtype::oid, 'timestamp'::regtype::oid,
@@ -381,29 +570,38 @@ begin
                 select format(', to_regclass(%L)', replace(t.typrelid::regclass::text, '%', '%%'))
                 from pg_proc p join pg_type t on t.oid = p.proargtypes[0]
                 where p.oid = attach.serializer and t.typrelid <> attach.relation
-            )
+            ),
+            -- A column that is not sent may come and go.
+            E'\n            and a.attname = any (' || replace(quote_literal(attach.columns), '%', '%%') || '::text[])'
         );
         execute 'select ' || format(shape_query, '$1') into columns_of_shape using attach.relation;
         shape_check := format(
             E'\n    if %s is distinct from %L::text[] then\n'
             '        -- Altered since it was attached: name no column.\n'
-            '        execute case tg_op when ''INSERT'' then %L when ''DELETE'' then %L else %L end using tg_relid;\n'
+            '        execute case tg_op when ''INSERT'' then %L when ''DELETE'' then %L else %L end\n'
+            '            using tg_relid, outbox_traceparent;\n'
             '    els',
             format(shape_query, 'tg_relid'), columns_of_shape, robust[1], robust[2], robust[3]
         );
     end if;
     body := format(
         E'#variable_conflict use_column\n'
+        'declare\n'
+        '    -- Empty where an earlier transaction of the session had set it.\n'
+        '    outbox_traceparent text := nullif(current_setting(''outbox.traceparent'', true), '''');\n'
         'begin\n'
         '    if current_setting(''outbox.suppress'', true) in (''on'', ''true'', ''yes'', ''1'') then\n'
         '        return null;\n'
+        '    end if;\n'
+        '    if outbox_traceparent !~ %6$L then\n'
+        '        outbox_traceparent := null;\n'
         '    end if;%1$sif tg_op = ''INSERT'' then\n'
         '        %2$s;\n'
         '    elsif tg_op = ''DELETE'' then\n'
         '        %3$s;\n'
         '    elsif exists (select from outbox_new offset 50) then\n'
         '        -- Planned anew: a plan made for few rows would compare each of many with each.\n'
-        '        execute %5$L;\n'
+        '        execute %5$L using tg_relid, outbox_traceparent;\n'
         '    else\n'
         '        %4$s;\n'
         '    end if;\n'
@@ -414,7 +612,9 @@ begin
         '    end if;\n'
         '    return null;\n'
         'end',
-        coalesce(nullif(shape_check, ''), E'\n    '), fast[1], fast[2], fast[3], fast[3]
+        coalesce(nullif(shape_check, ''), E'\n    '), fast[1], fast[2], fast[3], anew[3],
+        -- What W3C Trace Context allows. It becomes a header: nothing else may.
+        '^(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$'
     );
     -- The settings are those that change how a value is written: what is sent must not depend on who wrote.
     execute format(
@@ -432,6 +632,7 @@ begin
         json_build_object(
             'resource', attach.resource, 'key', array_to_string(key_columns, ','), 'location', location,
             'product_transaction', product_transaction, 'serializer', attach.serializer::regproc::text,
+            'columns', attach.columns, 'condition', attach.condition, 'condition_columns', condition_columns,
             -- What the body was made for, so that `outbox doctor` sees when a table has moved away from it.
             'identity', (
                 select json_agg(a.attname order by n)
@@ -483,9 +684,9 @@ begin
     end loop;
 end
 $$;
-comment on function outbox.attach(regclass, text, text, text, text, regproc) is
+comment on function outbox.attach(regclass, text, text, text, text, regproc, text[], text) is
     'Captures each change of the table as an event of the resource. Again on the same table: an update of the options.';
-revoke execute on function outbox.attach(regclass, text, text, text, text, regproc) from public;
+revoke execute on function outbox.attach(regclass, text, text, text, text, regproc, text[], text) from public;
 
 create view outbox.attachments as
 select
@@ -495,6 +696,12 @@ select
     d.options ->> 'location' as location,
     d.options ->> 'product_transaction' as product_transaction,
     d.options ->> 'serializer' as serializer,
+    case when pg_catalog.json_typeof(d.options -> 'columns') = 'array' then array(
+        select c.name from pg_catalog.json_array_elements_text(d.options -> 'columns')
+            with ordinality as c (name, place)
+        order by c.place
+    ) end as columns,
+    d.options ->> 'condition' as condition,
     p.proname::text as function
 from pg_catalog.pg_trigger as t
 inner join pg_catalog.pg_proc as p
@@ -543,3 +750,204 @@ $$;
 comment on function outbox.detach(regclass) is
     'Takes the triggers off the table and its partitions. Returns whether there were any. Captured events stay.';
 revoke execute on function outbox.detach(regclass) from public;
+
+create view outbox.expands as
+select
+    d.options ->> 'resource' as resource,
+    e.name,
+    e.function
+from pg_catalog.pg_proc as p
+cross join lateral (select pg_catalog.obj_description(p.oid, 'pg_proc')::json as options) as d
+cross join lateral pg_catalog.json_each_text(d.options -> 'expands') as e (name, function)
+where p.pronamespace = 'outbox'::pg_catalog.regnamespace and p.proname ~ '^expand_[0-9a-f]{32}$';
+comment on view outbox.expands is 'The expands that are registered, and the function that gives each.';
+
+-- Makes, replaces or drops the function. `functions`: by the names of the expands, each as SQL writes it.
+create function outbox.write_expands(resource text, functions json) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    function_name constant text := outbox.expand_function(write_expands.resource);
+    existed boolean;
+    cases text;
+    names text;
+    attached record;
+begin
+    existed := exists (
+        select from pg_proc p where p.pronamespace = 'outbox'::regnamespace and p.proname = function_name
+    );
+    select string_agg(format(E'\n                when %L then found := %s($1)::json;', f.key, f.value), '' order by f.key),
+        string_agg(quote_literal(f.key), ', ' order by f.key)
+    into cases, names
+    from json_each_text(write_expands.functions) as f;
+
+    if cases is null then
+        execute format('drop function if exists outbox.%I(text, text, text, text)', function_name);
+    else
+        -- Only what a config that will get this change asks for: the rules of the route, at this moment. Each is taken
+        -- in a subtransaction (without an id of its own: it only reads), because a subscriber's wish must not fail the
+        -- application's write. A cancelled statement ends it all the same.
+        execute format(
+            'create or replace function outbox.%I('
+            'resource_id text, location_id text, product_transaction_id text, type text'
+            ') returns json language plpgsql stable set search_path = pg_catalog, pg_temp as %L',
+            function_name,
+            format(
+                E'#variable_conflict use_column\n'
+                'declare\n'
+                '    asked text;\n'
+                '    found json;\n'
+                '    taken text;\n'
+                'begin\n'
+                '    for asked in\n'
+                '        select distinct trim(e.name) collate "C"\n'
+                '        from outbox.postback_configs as c\n'
+                '        cross join lateral unnest(string_to_array(c.expands, '','')) as e (name)\n'
+                '        where c.resource = %1$L and c.expands <> '''' and c.is_active and c.deleted_at is null\n'
+                '            and (c.location_id is null or c.location_id = $2)\n'
+                '            and (c.product_transaction_id is null or c.product_transaction_id = $3)\n'
+                '            and case $4 when ''CREATE'' then c.on_create when ''UPDATE'' then c.on_update\n'
+                '                else c.on_delete end\n'
+                '            and trim(e.name) in (%2$s)\n'
+                '        order by 1\n'
+                '    loop\n'
+                '        begin\n'
+                '            case asked%3$s\n'
+                '            end case;\n'
+                '            taken := concat_ws(\n'
+                '                '','', taken,\n'
+                '                to_json(asked)::text || '':'' || coalesce(trim(found::text, E'' \\t\\r\\n''), ''null'')\n'
+                '            );\n'
+                '        exception\n'
+                '            when others then\n'
+                '                raise warning ''outbox: the expand "%%" of the record "%%" was not taken: %%'',\n'
+                '                    asked, $1, sqlerrm;\n'
+                '        end;\n'
+                '    end loop;\n'
+                '    return (''{'' || taken || ''}'')::json;\n'
+                'end',
+                write_expands.resource, names, cases
+            )
+        );
+        execute format('revoke execute on function outbox.%I(text, text, text, text) from public', function_name);
+        execute format(
+            'comment on function outbox.%I(text, text, text, text) is %L', function_name,
+            json_build_object('resource', write_expands.resource, 'expands', write_expands.functions)
+        );
+        -- The capture calls it as the owner of the outbox, whoever registers.
+        execute format(
+            'alter function outbox.%I(text, text, text, text) owner to %I', function_name,
+            (select pg_get_userbyid(c.relowner) from pg_class c where c.oid = 'outbox.outbox'::regclass)
+        );
+    end if;
+
+    if existed <> (cases is not null) then
+        -- The capture of the resource begins or ends to call it: attached again as it is, partitions by their parent.
+        for attached in
+            select a.*
+            from outbox.attachments a
+            where a.resource = write_expands.resource
+                and not exists (
+                    select from outbox.attachments o
+                    join pg_partition_ancestors(a.relation) as m on m.relid = o.relation
+                    where o.function = a.function and o.relation <> a.relation
+                )
+        loop
+            perform outbox.attach(
+                attached.relation, attached.resource, attached.key, coalesce(attached.location, ''),
+                coalesce(attached.product_transaction, ''),
+                (
+                    -- By what it takes: its name alone may be another's too.
+                    select p.oid::regproc
+                    from pg_proc p
+                    join pg_namespace s on s.oid = p.pronamespace
+                    join pg_type t on t.oid = p.proargtypes[0] and t.typtype = 'c'
+                    where array[s.nspname::text, p.proname::text] = parse_ident(attached.serializer) and p.pronargs = 1
+                    order by p.oid
+                    limit 1
+                ),
+                attached.columns, attached.condition
+            );
+        end loop;
+    end if;
+end
+$$;
+comment on function outbox.write_expands(text, json) is 'Internal to outbox.register_expand() and outbox.unregister_expand().';
+revoke execute on function outbox.write_expands(text, json) from public;
+
+create function outbox.register_expand(resource text, name text, function regproc) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+    if current_setting('lock_timeout') = '0' then
+        perform set_config('lock_timeout', '5s', true);
+    end if;
+    if register_expand.resource is null or char_length(register_expand.resource) not between 1 and 128 then
+        raise exception 'resource must have 1 to 128 characters.' using errcode = 'invalid_parameter_value';
+    end if;
+    if register_expand.name is null or register_expand.name !~ '^[A-Za-z0-9_.-]{1,128}$' then
+        raise exception 'name must have 1 to 128 letters, digits, dots, dashes and underscores.'
+            using errcode = 'invalid_parameter_value', hint = 'A config names it in expands, among commas.';
+    end if;
+    if not exists (
+        select from pg_proc p
+        where p.oid = register_expand.function and p.prokind = 'f' and p.pronargs = 1
+            and p.proargtypes[0] = 'text'::regtype and p.prorettype in ('json'::regtype, 'jsonb'::regtype)
+            and not p.proretset
+    ) then
+        raise exception 'function: % must take one text, the id of the record, and return json.',
+            coalesce(register_expand.function::text, 'null')
+            using errcode = 'invalid_function_definition', hint = 'Declare it as f(text) returns json.';
+    end if;
+    -- One at a time, and none while a table is being attached, which looks whether there is one.
+    perform pg_advisory_xact_lock('outbox.outbox'::regclass::oid::bigint);
+    perform outbox.write_expands(
+        register_expand.resource,
+        (
+            select json_object_agg(e.name, e.function order by e.name)
+            from (
+                select e.name, e.function from outbox.expands as e
+                where e.resource = register_expand.resource and e.name <> register_expand.name
+                union all
+                select register_expand.name, register_expand.function::text
+            ) as e
+        )
+    );
+end
+$$;
+comment on function outbox.register_expand(text, text, regproc) is
+    'From now on, changes of the resource carry what the function gives for the record''s id, where a config asks for it.';
+revoke execute on function outbox.register_expand(text, text, regproc) from public;
+
+create function outbox.unregister_expand(resource text, name text) returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    others json;
+begin
+    if current_setting('lock_timeout') = '0' then
+        perform set_config('lock_timeout', '5s', true);
+    end if;
+    perform pg_advisory_xact_lock('outbox.outbox'::regclass::oid::bigint);
+    if not exists (
+        select from outbox.expands as e
+        where e.resource = unregister_expand.resource and e.name = unregister_expand.name
+    ) then
+        return false;
+    end if;
+    select json_object_agg(e.name, e.function order by e.name) into others
+    from outbox.expands as e
+    where e.resource = unregister_expand.resource and e.name <> unregister_expand.name;
+    perform outbox.write_expands(unregister_expand.resource, others);
+    return true;
+end
+$$;
+comment on function outbox.unregister_expand(text, text) is
+    'Changes carry it no more. Returns whether it was registered. What was captured with it keeps it.';
+revoke execute on function outbox.unregister_expand(text, text) from public;

@@ -43,8 +43,9 @@ _EMPTY = """
         grant usage on schema public to public;
         for doomed in
             select oid::regprocedure as name from pg_proc
-            where pronamespace = 'outbox'::regnamespace and proname like 'capture\\_%'
-                and prorettype = 'trigger'::regtype
+            where pronamespace = 'outbox'::regnamespace and (
+                (proname like 'capture\\_%' and prorettype = 'trigger'::regtype) or proname ~ '^expand_[0-9a-f]{32}$'
+            )
         loop
             execute format('drop function %s cascade', doomed.name);
         end loop;

@@ -21,7 +21,7 @@ from outbox.core.outcome import judge
 from outbox.errors import OutboxError, UsageError
 from outbox.http.guard import Guard
 from outbox.http.sender import Sender
-from outbox.postgres import configs
+from outbox.postgres import configs, expands
 from outbox.secrets import SecretBox
 from outbox.settings import Settings
 
@@ -77,8 +77,23 @@ def add(settings: Settings, *, as_json: bool, all_locations: bool, **given: str 
         url_fault=Guard.of(settings).url_fault,
     )
     secrets = SecretBox(settings.secret_key)
-    added = _run(settings, lambda conn: configs.add(conn, fields, secrets))
+    added = _run(settings, lambda conn: _add(conn, fields, secrets))
     _print(added, as_json=as_json)
+
+
+async def _add(conn: AsyncConnection, fields: Mapping[str, Value], secrets: SecretBox) -> PostbackConfig:
+    return await _examined(conn, await configs.add(conn, fields, secrets))
+
+
+async def _examined(conn: AsyncConnection, subscription: PostbackConfig) -> PostbackConfig:
+    """Warn of expands that are registered nowhere: they may come later, and until then nothing is embedded."""
+    if names := await expands.unregistered(conn, subscription.resource, subscription.expands):
+        click.echo(
+            f"Warning: nothing is registered for {subscription.resource}: {', '.join(names)}. It is left out until "
+            "outbox.register_expand() is called for it (see sql/README.md).",
+            err=True,
+        )
+    return subscription
 
 
 @config.command("list")
@@ -159,7 +174,7 @@ async def _edit(conn: AsyncConnection, config_id: UUID, raw: Mapping[str, Value]
         current=await configs.get(conn, config_id),
         url_fault=Guard.of(settings).url_fault,
     )
-    return await configs.edit(conn, config_id, changes, SecretBox(settings.secret_key))
+    return await _examined(conn, await configs.edit(conn, config_id, changes, SecretBox(settings.secret_key)))
 
 
 @config.command()

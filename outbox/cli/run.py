@@ -29,6 +29,7 @@ _SETTINGS = (
     "secret_key",
     "listen",
     "metrics_configs",
+    "tracing",
     "min_attempt_interval",
     "disable_after",
     "retention",

@@ -1,5 +1,8 @@
 """`outbox migrate`, `attach` and `detach`: what a DBA does to the database, as commands."""
 
+import csv
+from typing import Any
+
 import click
 import psycopg
 
@@ -50,6 +53,10 @@ async def _ledger(dsn: str) -> dict[int, str]:
     help="Column of the merchant account. Default: product_transaction_id where there is one. '' for none.",
 )
 @click.option("--serializer", help="Function of one row that returns the json to send. Default: the row's columns.")
+@click.option(
+    "--columns", help="The only columns to send, by commas: id,name; one with a comma in quotes. Default: all."
+)
+@click.option("--condition", help='Capture only rows that fulfil this SQL over their columns: "total > 0".')
 def attach(
     settings: Settings,
     *,
@@ -59,6 +66,8 @@ def attach(
     location: str | None,
     product_transaction: str | None,
     serializer: str | None,
+    columns: str | None,
+    condition: str | None,
 ) -> None:
     """Capture each change of TABLE as an event of the resource. Again on the same table: an update of its options.
 
@@ -68,6 +77,8 @@ def attach(
         _attach(
             settings, table, resource, key=key, location=location,
             product_transaction=product_transaction, serializer=serializer,
+            columns=None if columns is None else next(csv.reader([columns], skipinitialspace=True)),
+            condition=condition,
         )
     )  # fmt: skip
     click.echo(f"Attached {plain.clean(attachment.relation)}:")
@@ -78,6 +89,8 @@ def attach(
             ("location", plain.cell(attachment.location)),
             ("product transaction", plain.cell(attachment.product_transaction)),
             ("serializer", plain.cell(attachment.serializer)),
+            ("columns", plain.cell(None if attachment.columns is None else ", ".join(attachment.columns))),
+            ("condition", plain.cell(attachment.condition)),
         ]
     )
 
@@ -92,9 +105,9 @@ def detach(settings: Settings, table: str) -> None:
     click.echo(f"Detached {name}." if was_attached else f"Nothing to do: {name} is not attached.")
 
 
-async def _attach(settings: Settings, table: str, resource: str, **columns: str | None) -> capture.Attachment:
+async def _attach(settings: Settings, table: str, resource: str, **how: Any) -> capture.Attachment:  # noqa: ANN401 - as capture.attach takes it
     async with options.connect(settings) as conn:
-        return await capture.attach(conn, table, resource, **columns)
+        return await capture.attach(conn, table, resource, **how)
 
 
 async def _detach(settings: Settings, table: str) -> bool:

@@ -92,6 +92,10 @@ class Delivery:
     resource: str | None
     data: str | None
     """The record as JSON text, frozen in the writer's transaction."""
+    expansions: str | None = None
+    """Its related records by their names, as the text of a JSON object; None where nobody asked for any."""
+    traceparent: str | None = None
+    """The writer's trace (W3C Trace Context), if he named one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,13 @@ def _form(**fields: str) -> str:
     return URL.build(query=fields).raw_query_string
 
 
-def headers(event_id: UUID, *, timestamp: int, user_agent: str, authorization: str | None) -> dict[str, str]:
-    """Return the request's headers. `timestamp`: epoch seconds of this try; `authorization`: ready to send, or None."""
+def headers(
+    event_id: UUID, *, timestamp: int, user_agent: str, authorization: str | None, traceparent: str | None = None
+) -> dict[str, str]:
+    """Return the request's headers. `timestamp`: epoch seconds of this try; `authorization`: ready to send, or None.
+
+    `traceparent`: the writer's own, passed on as it is: who makes no span of his own must not name another.
+    """
     found = {
         "User-Agent": user_agent,
         "Content-Type": CONTENT_TYPE,
@@ -36,6 +41,8 @@ def headers(event_id: UUID, *, timestamp: int, user_agent: str, authorization: s
     }
     if authorization is not None:
         found["Authorization"] = authorization
+    if traceparent is not None:
+        found["traceparent"] = traceparent
     return found
 
 

@@ -5,6 +5,7 @@ They share what is in hand, and each side has its own database connection, so th
 
 import asyncio
 import time
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -21,6 +22,9 @@ from outbox.metrics.reading import Reading, of_tally, one
 from outbox.postgres.pool import Link
 from outbox.settings import Settings
 
+if TYPE_CHECKING:
+    from outbox.tracing import Tracing
+
 LAST_FETCH_SECONDS = 2.0
 """How long a turn that is under way may take at the end. What it had claimed comes back by its lease."""
 
@@ -33,7 +37,9 @@ log = structlog.get_logger("outbox")
 class Dispatcher:
     """One daemon's work. `run` returns once `stop` was called and everything in hand was settled or given back."""
 
-    def __init__(self, settings: Settings, sender: Sender, targets: Targets, outage: Outage) -> None:
+    def __init__(
+        self, settings: Settings, sender: Sender, targets: Targets, outage: Outage, tracing: "Tracing | None" = None
+    ) -> None:
         self._drain_timeout = settings.drain_timeout
         self._links = [Link(settings.dsn or "", name, pooling=settings.pooling) for name in ("fetch", "settle")]
         self._stopped = asyncio.Event()
@@ -58,6 +64,7 @@ class Dispatcher:
             self._buffer,
             self._settler,
             tally=self._tally,
+            tracing=tracing,
             concurrency=settings.concurrency,
             wake=self._wake,
         )

@@ -17,7 +17,7 @@ from outbox.core.model import FailureKind
 from outbox.http import hosts
 from outbox.http.guard import Guard, is_numeric
 from outbox.http.sender import endpoint
-from outbox.postgres.diagnosis import capture, privileges, queue, server, vacuum
+from outbox.postgres.diagnosis import capture, expands, privileges, queue, server, vacuum
 from outbox.postgres.pool import TRANSIENT, Link
 from outbox.secrets import SecretBox, SecretError
 from outbox.settings import Settings
@@ -294,6 +294,7 @@ CHECKS = (
     Check("autovacuum", Needs.DATABASE, lambda p: vacuum.autovacuum(p.db)),
     Check("privileges", Needs.SCHEMA, lambda p: privileges.privileges(p.db)),
     Check("capture", Needs.SCHEMA, lambda p: capture.capture(p.db)),
+    Check("expands", Needs.SCHEMA, lambda p: expands.expands(p.db)),
     Check("partitions", Needs.SCHEMA, lambda p: queue.partitions(p.db)),
     Check("dead rows", Needs.SCHEMA, lambda p: vacuum.dead_rows(p.db)),
     Check(

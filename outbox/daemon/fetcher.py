@@ -241,7 +241,8 @@ class Fetcher:
             for delivery in claimed.deliveries:
                 self._settler.give_back(delivery)
             raise
-        size = sum(len(delivery.data or "") for delivery in claimed.deliveries) / len(claimed.deliveries)
+        texts = [(each.data or "", each.expansions or "") for each in claimed.deliveries]
+        size = sum(len(data) + len(expansions) for data, expansions in texts) / len(texts)
         self._record_bytes = max(1000.0, size, (self._record_bytes + size) / 2)
         start_before = clock + self._wait_in_hand
         self._buffer.put([Held(delivery, claimed.now, clock, start_before) for delivery in claimed.deliveries])

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import psycopg
 import structlog
@@ -16,13 +17,16 @@ from outbox.daemon.listener import listen
 from outbox.daemon.outage import Outage
 from outbox.daemon.reports import Reports, report
 from outbox.daemon.targets import Targets
-from outbox.errors import SchemaError
+from outbox.errors import SchemaError, UsageError
 from outbox.http.sender import Sender
 from outbox.metrics.page import add_page
 from outbox.postgres import housekeeping, migrations
 from outbox.postgres.pool import Link
 from outbox.secrets import SecretBox
 from outbox.settings import Settings
+
+if TYPE_CHECKING:
+    from outbox.tracing import Tracing
 
 log = structlog.get_logger("outbox")
 
@@ -49,7 +53,8 @@ async def run_daemon(
     link = functools.partial(Link, dsn, settings=None, pooling=settings.pooling)
     outage = Outage()
     async with Sender.of(settings, connections=settings.concurrency) as sender:
-        dispatcher = Dispatcher(settings, sender, Targets(SecretBox(settings.secret_key)), outage)
+        tracing = _tracing() if settings.tracing else None
+        dispatcher = Dispatcher(settings, sender, Targets(SecretBox(settings.secret_key)), outage, tracing)
         state = health.Health(dispatcher, outage, poll_interval=settings.poll_interval)
         app = web.Application() if application is None else application
         state.add_routes(app)
@@ -81,7 +86,18 @@ async def run_daemon(
             await asyncio.gather(*others, return_exceptions=True)
             if runner:
                 await runner.cleanup()
+            if tracing:
+                # In a thread: a collector that is away may not hold up what the loop still has to do.
+                await asyncio.to_thread(tracing.close)
     return dispatcher.died
+
+
+def _tracing() -> "Tracing":
+    try:
+        from outbox.tracing import Tracing  # noqa: PLC0415 - of an extra, which few install
+    except ModuleNotFoundError as error:
+        raise UsageError(f"OUTBOX_TRACING needs {error.name}: pip install 'outbox[otel]'") from None
+    return Tracing.by_environment()
 
 
 async def _stop_when(stop: asyncio.Event, dispatcher: Dispatcher, house: "asyncio.Task[None]") -> None:

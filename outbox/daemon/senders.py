@@ -4,12 +4,13 @@ import asyncio
 import datetime as dt
 import random
 import time
+from typing import TYPE_CHECKING
 
 import structlog
 from structlog.typing import FilteringBoundLogger
 
 from outbox import __version__
-from outbox.core import postback
+from outbox.core import expansions, postback
 from outbox.core.buffer import Buffer, Held
 from outbox.core.model import Answer, Attempt, Failure, FailureKind, PostbackConfig, Retry
 from outbox.core.outcome import Backoff, judge
@@ -18,6 +19,9 @@ from outbox.daemon.settler import Settler
 from outbox.daemon.targets import Target, Targets
 from outbox.errors import UnsentError
 from outbox.http.sender import Sender
+
+if TYPE_CHECKING:
+    from outbox.tracing import Tracing, TrySpan
 
 HOLD_SECONDS = 60.0
 """How long a delivery is put off that can not be sent for a fault of ours, such as a missing key."""
@@ -50,6 +54,7 @@ class Senders:
         settler: Settler,
         *,
         tally: Tally,
+        tracing: "Tracing | None",
         concurrency: int,
         wake: asyncio.Event,
     ) -> None:
@@ -58,6 +63,7 @@ class Senders:
         self._buffer = buffer
         self._settler = settler
         self._tally = tally
+        self._tracing = tracing
         self._concurrency = concurrency
         self._wake = wake
         self._tasks: set[asyncio.Task[None]] = set()
@@ -107,9 +113,14 @@ class Senders:
         if target.fault:
             self._settler.give_back(held.delivery, HOLD_SECONDS)
             return None
+        span = self._tracing.begin(held.delivery, target.config.url) if self._tracing else None
         try:
-            result = await self._post(held, target, started)
-        except UnsentError as error:
+            result = await self._post(held, target, started, span)
+        except (UnsentError, asyncio.CancelledError) as error:
+            if span:
+                span.abandon()
+            if not isinstance(error, UnsentError):
+                raise
             self._note_unsent(error)
             await asyncio.sleep(UNSENT_PAUSE)
             self._settler.give_back(held.delivery, UNSENT_SECONDS)
@@ -118,17 +129,26 @@ class Senders:
             # A bug of ours. It uses up a try all the same, or one record could keep the daemon busy for ever.
             log.exception("sender.failed", event_id=str(held.delivery.event_id))
             result = Failure(FailureKind.BROKEN, "an internal error; the daemon's log has it")
-        self._conclude(held, target, started, result)
+        attempt = self._conclude(held, target, started, result)
+        if span:
+            span.end(attempt, result)
         return result
 
-    async def _post(self, held: Held, target: Target, started: float) -> Answer | Failure:
+    async def _post(self, held: Held, target: Target, started: float, span: "TrySpan | None") -> Answer | Failure:
         delivery = held.delivery
         if delivery.type is None or delivery.resource is None or delivery.data is None:
             return Failure(FailureKind.MISSING, "the event is no longer kept: its retention is over")
-        body = postback.form_body(delivery.type, delivery.resource, delivery.attempt, delivery.data)
+        data = delivery.data
+        if delivery.expansions is not None:
+            data = expansions.embed(data, delivery.expansions, target.config.expands)
+        body = postback.form_body(delivery.type, delivery.resource, delivery.attempt, data)
         timestamp = held.claimed_at.timestamp() + started - held.clock
         headers = postback.headers(
-            delivery.event_id, timestamp=int(timestamp), user_agent=USER_AGENT, authorization=target.authorization
+            delivery.event_id,
+            timestamp=int(timestamp),
+            user_agent=USER_AGENT,
+            authorization=target.authorization,
+            traceparent=span.traceparent if span else delivery.traceparent,
         )
         return await self._sender.post(target.config.url, body, headers)
 
@@ -141,7 +161,7 @@ class Senders:
             log.warning("deliveries.unsent", count=self._unsent, error=str(error))
             self._unsent = 0
 
-    def _conclude(self, held: Held, target: Target, started: float, result: Answer | Failure) -> None:
+    def _conclude(self, held: Held, target: Target, started: float, result: Answer | Failure) -> Attempt:
         """Judge, log, and hand over to the settler."""
         if isinstance(result, Failure) and result.kind is FailureKind.FORBIDDEN:
             log.warning(
@@ -172,6 +192,7 @@ class Senders:
         _log_attempt(self._log, attempt)
         self._buffer.unsettled += 1
         self._settler.add(attempt)
+        return attempt
 
 
 def _backoff(config: PostbackConfig) -> Backoff | None:

@@ -1,6 +1,6 @@
 """Attach and detach: which tables are captured. The SQL functions do it; here their errors become messages."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import psycopg
@@ -32,11 +32,14 @@ class Attachment:
     location: str | None
     product_transaction: str | None
     serializer: str | None
+    columns: list[str] | None
+    """The only ones that are sent, in the table's order; None for all."""
+    condition: str | None
     function: str
 
 
 _ATTACHMENTS = """
-select relation::text, resource, key, location, product_transaction, serializer, function
+select relation::text, resource, key, location, product_transaction, serializer, columns, condition, function
 from outbox.attachments as a
 where %(relation)s::oid is null or a.relation = %(relation)s::oid::regclass
 order by a.relation::text
@@ -52,21 +55,26 @@ async def attach(
     location: str | None = None,
     product_transaction: str | None = None,
     serializer: str | None = None,
+    columns: Sequence[str] | None = None,
+    condition: str | None = None,
 ) -> Attachment:
     """Capture each change of the table as an event of the resource; on an attached table, change its options.
 
-    Names are written as in SQL. None takes the default of the SQL function, an empty column name means none.
-    Raises UsageError where the table, a column or the serializer is not fit, OutboxError where the database refuses.
+    Names are written as in SQL, but those of `columns` as they are. None takes the default of the SQL function, an
+    empty column name means none. `condition`: SQL over the row's columns; only rows that fulfil it are captured.
+    Raises UsageError where the table, a column, the serializer or the condition is not fit, OutboxError where the
+    database refuses.
     """
     relation = await _relation(conn, table)
     function = None if serializer is None else await _function(conn, serializer)
     await _run(
         conn,
         "select outbox.attach(%(relation)s::oid::regclass, %(resource)s, %(key)s, %(location)s,"
-        " %(product_transaction)s, %(function)s::oid::regproc)",
+        " %(product_transaction)s, %(function)s::oid::regproc, %(columns)s::text[], %(condition)s)",
         {
             "relation": relation, "resource": resource, "key": key, "location": location,
             "product_transaction": product_transaction, "function": function,
+            "columns": None if columns is None else list(columns), "condition": condition,
         },
     )  # fmt: skip
     found = await _attachments(conn, relation)

@@ -140,11 +140,11 @@ select now(), (
         select count(*) > 0 from turn as t where t.rate_limit is not null and not t.probing and t.allowed = 0
     ) as short_of_tokens,
     c.event_id, c.config_id, c.attempts, c.attempts_uncounted, c.event_created_at, t.revision, e.type, e.resource,
-    e.data::text
+    e.data::text, e.expansions::text, e.traceparent
 from (select 1) as one
 left join (claimed as c join turn as t on t.id = c.config_id) on true
 left join lateral (
-    select e.type, e.resource, e.data from outbox.events as e
+    select e.type, e.resource, e.data, e.expansions, e.traceparent from outbox.events as e
     where e.id = c.event_id and e.created_at = c.event_created_at
 ) as e on true
 """

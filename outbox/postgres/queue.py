@@ -28,7 +28,8 @@ with taken as materialized (
     for no key update skip locked
 ), removed as (
     delete from outbox.outbox as o using taken as t where o.seq = t.seq
-    returning o.seq, o.created_at, o.type, o.resource, o.resource_id, o.location_id, o.product_transaction_id, o.data
+    returning o.seq, o.created_at, o.type, o.resource, o.resource_id, o.location_id, o.product_transaction_id, o.data,
+        o.expansions, o.traceparent
 ), named as materialized (
     select r.*, (
         lpad(to_hex(r.seq >> 12), 12, '0') || '8' || lpad(to_hex(r.seq & 4095), 3, '0')
@@ -36,9 +37,11 @@ with taken as materialized (
     )::uuid as id
     from removed as r
 ), kept as (
-    insert into outbox.events
-        (id, created_at, type, resource, resource_id, location_id, product_transaction_id, data)
-    select n.id, n.created_at, n.type, n.resource, n.resource_id, n.location_id, n.product_transaction_id, n.data
+    insert into outbox.events (
+        id, created_at, type, resource, resource_id, location_id, product_transaction_id, data, expansions, traceparent
+    )
+    select n.id, n.created_at, n.type, n.resource, n.resource_id, n.location_id, n.product_transaction_id, n.data,
+        n.expansions, n.traceparent
     from named as n
 ), matched as materialized (
     select n.*, c.id as config_id, c.revision,
@@ -71,7 +74,7 @@ with taken as materialized (
 select now(), (select count(*) from named)::integer as routed, (select max(seq) from named) as seq,
     (select count(*) from ranked)::integer as created,
     r.id, r.config_id, 1 as attempts, 0 as attempts_uncounted, r.created_at, r.revision, r.type, r.resource,
-    r.data::text
+    r.data::text, r.expansions::text, r.traceparent
 from (select 1) as one
 left join ranked as r on r.leased
 """
@@ -126,12 +129,13 @@ with recursive indebted (config_id) as (
     from picked as p where d.event_id = p.event_id and d.config_id = p.config_id
     returning d.event_id, d.config_id, d.event_created_at, d.attempts, d.attempts_uncounted, p.revision
 )
-select now(), event_id, config_id, attempts, attempts_uncounted, event_created_at, revision, type, resource, data
+select now(), event_id, config_id, attempts, attempts_uncounted, event_created_at, revision, type, resource, data,
+    expansions, traceparent
 from (
-    select c.*, e.type, e.resource, e.data::text as data
+    select c.*, e.type, e.resource, e.data::text as data, e.expansions::text as expansions, e.traceparent
     from claimed as c
     left join lateral (
-        select e.type, e.resource, e.data from outbox.events as e
+        select e.type, e.resource, e.data, e.expansions, e.traceparent from outbox.events as e
         where e.id = c.event_id and e.created_at = c.event_created_at
     ) as e on true
 ) as ready

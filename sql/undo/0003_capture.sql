@@ -1,4 +1,4 @@
--- Undoes 0003_capture.sql: every attached table is detached.
+-- Undoes 0003_capture.sql: every attached table is detached, every expand unregistered.
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 delete from outbox.migrations where version = 3;
@@ -8,11 +8,15 @@ do $$
 declare
     attached regclass;
     orphan regprocedure;
+    expand record;
 begin
     loop
         select a.relation into attached from outbox.attachments a limit 1;
         exit when not found;
         perform outbox.detach(attached);
+    end loop;
+    for expand in select e.resource, e.name from outbox.expands e loop
+        perform outbox.unregister_expand(expand.resource, expand.name);
     end loop;
     -- The function of a table that was dropped while attached.
     for orphan in
@@ -24,8 +28,14 @@ begin
 end
 $$;
 
+drop function outbox.unregister_expand(text, text);
+drop function outbox.register_expand(text, text, regproc);
+drop function outbox.write_expands(text, json);
+drop view outbox.expands;
 drop function outbox.detach(regclass);
 drop view outbox.attachments;
-drop function outbox.attach(regclass, text, text, text, text, regproc);
-drop function outbox.record_expression(regclass, text, regproc, boolean);
+drop function outbox.attach(regclass, text, text, text, text, regproc, text[], text);
+drop function outbox.expand_function(text);
+drop function outbox.read_condition(regclass, text);
+drop function outbox.record_expression(regclass, text, regproc, boolean, text[]);
 drop sequence outbox.doorbell;

@@ -47,6 +47,21 @@ def document(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return found
 
 
+def test_expands_that_are_registered_nowhere_are_warned_of(outbox: Run, conn: psycopg.Connection) -> None:
+    """When a config is added and when it is edited; it is stored all the same."""
+    conn.execute("create function tags_of(text) returns json language sql as 'select to_json($1)'")
+    conn.execute("select outbox.register_expand('contact', 'tags', 'tags_of')")
+    conn.execute("select outbox.register_expand('other', 'logs', 'tags_of')")
+    config_id = document(outbox("add", *LEAST, "--expands", "tags", "--json"))["id"]
+    for done in (
+        outbox("add", *LEAST, "--expands", "tags, logs", "--json"),
+        outbox("edit", config_id, "--expands", "tags, logs", "--json"),
+    ):
+        assert done.returncode == 0
+        assert done.stderr.startswith("Warning: nothing is registered for contact: logs.")
+        assert json.loads(done.stdout)["expands"] == "tags, logs"
+
+
 def test_what_is_added_can_be_shown_listed_and_edited(outbox: Run) -> None:
     """One config, from its id to its last change, as JSON and for people."""
     added = document(outbox("add", *LEAST, "--no-on-delete", "--number-of-attempts", "3", "--json"))
@@ -54,8 +69,8 @@ def test_what_is_added_can_be_shown_listed_and_edited(outbox: Run) -> None:
     assert added["url"] == "http://127.0.0.1/hook?a=%20b"
     assert (added["on_create"], added["on_delete"], added["number_of_attempts"]) == ("1", "0", 3)
     assert document(outbox("show", config_id, "--json")) == added
-    edited = document(outbox("edit", config_id, "--on-delete", "--expands", "tags", "--no-is-active", "--json"))
-    changes = {"on_delete": "1", "expands": "tags", "is_active": "0", "modified_ts": edited["modified_ts"]}
+    edited = document(outbox("edit", config_id, "--on-delete", "--number-of-attempts", "2", "--no-is-active", "--json"))
+    changes = {"on_delete": "1", "number_of_attempts": 2, "is_active": "0", "modified_ts": edited["modified_ts"]}
     assert edited == {**added, **changes}
     assert json.loads(outbox("list", "--no-is-active", "--location-id", "L", "--json").stdout) == [edited]
     assert json.loads(outbox("list", "--resource", "other", "--json").stdout) == []

@@ -31,7 +31,7 @@ def test_a_command_names_what_an_older_schema_lacks(empty_db: str) -> None:
     outbox(empty_db, "migrate")
     with psycopg.connect(empty_db) as conn:
         conn.execute("create table contacts (id int primary key)")
-        conn.execute("drop function outbox.attach(regclass, text, text, text, text, regproc)")
+        conn.execute("drop function outbox.attach(regclass, text, text, text, text, regproc, text[], text)")
         conn.execute("delete from outbox.migrations where version >= 3")
     done = outbox(empty_db, "attach", "contacts", "--resource", "contact")
     assert done.returncode == 1
@@ -51,6 +51,8 @@ def test_an_attached_table_is_captured_until_it_is_detached(db: str, conn: psyco
         "location             location_id",
         "product transaction  -",
         "serializer           -",
+        "columns              -",
+        "condition            -",
     ]
     conn.execute("insert into contacts values (1, 'L', 'S', 'n')")
     assert [row[:3] for row in captured(conn)] == [("contact", "1", "L")]
@@ -87,6 +89,19 @@ def test_attaching_again_is_an_update(db: str, conn: psycopg.Connection) -> None
     assert (found.product_transaction, found.serializer) == ("shop", "public.short")
 
 
+def test_columns_and_a_condition_are_options_too(db: str, conn: psycopg.Connection) -> None:
+    """A name with a comma stands in quotes."""
+    conn.execute(CONTACTS)
+    conn.execute('alter table contacts add "a,b" int')
+    done = outbox(
+        db, "attach", "contacts", "--resource", "contact", "--columns", 'note, "a,b"', "--condition", "note <> ''"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-2:] == ["columns              note, a,b", "condition            note <> ''"]
+    conn.execute("insert into contacts values (1, 'L', 'S', ''), (2, 'L', 'S', 'n')")
+    assert captured(conn) == [("contact", "2", "L", '{"note":"n","a,b":null}')]
+
+
 def test_a_partitioned_table_is_attached_with_its_partitions(db: str, conn: psycopg.Connection) -> None:
     """A change is captured whether it names the table or the partition."""
     conn.execute("create table contacts (id int primary key, location_id text) partition by range (id)")
@@ -111,6 +126,9 @@ def test_a_partitioned_table_is_attached_with_its_partitions(db: str, conn: psyc
         (["contacts", "--resource", "r", "--product-transaction", "absent"], ["product_transaction", "absent"]),
         (["contacts", "--resource", "r", "--serializer", "absent"], ["serializer", "absent"]),
         (["contacts", "--resource", "r", "--serializer", "pg_backend_pid"], ["serializer", "Declare it as"]),
+        (["contacts", "--resource", "r", "--columns", "id,absent"], ["columns", "absent"]),
+        (["contacts", "--resource", "r", "--columns", ""], ["columns must name one column or more."]),
+        (["contacts", "--resource", "r", "--condition", "absent = 1"], ["condition", "absent", "one boolean"]),
         (["keyless", "--resource", "r"], ["keyless has no key", "Add one"]),
         (["seen", "--resource", "r"], ["not an ordinary or partitioned table", "Attach the tables"]),
         (["outbox.events", "--resource", "r"], ["belongs to the outbox"]),

@@ -39,7 +39,7 @@ def test_a_form_parser_gets_back_what_was_sent(data: str, resource: str, number:
 
 
 def test_the_headers_carry_what_the_form_may_not() -> None:
-    """The event's id, this try's time, the sender's name; Authorization only where it is asked for."""
+    """The event's id, this try's time, the sender's name; Authorization and the trace only where there are any."""
     common = {
         "User-Agent": "outbox/1",
         "Content-Type": "application/x-www-form-urlencoded",
@@ -51,6 +51,10 @@ def test_the_headers_carry_what_the_form_may_not() -> None:
         for authorization in (None, "Basic eDp5")
     ]
     assert made == [common, {**common, "Authorization": "Basic eDp5"}]
+    traced = postback.headers(
+        UUID(int=1), timestamp=1472325312, user_agent="outbox/1", authorization=None, traceparent="00-a-b-01"
+    )
+    assert traced == {**common, "traceparent": "00-a-b-01"}
 
 
 @pytest.mark.parametrize(

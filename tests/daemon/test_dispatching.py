@@ -147,6 +147,25 @@ async def test_a_subscriber_that_fails_twice_and_then_accepts(contacts: psycopg.
         assert owed(contacts) == []
 
 
+async def test_the_writers_trace_is_a_header_on_every_try(contacts: psycopg.Connection, db: str) -> None:
+    """By every way to a try: routed, claimed, and claimed by a config with strict order. Without one, no header."""
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    with Receiver() as receiver:
+        receiver.answer("/plain", Status(500), Status(200))
+        add_config(contacts, receiver.url_for("/plain"), number_of_attempts=2)
+        add_config(contacts, receiver.url_for("/ordered"), strict_order="hold")
+        add_config(contacts, receiver.url_for("/untraced"), location_id="M")
+        with contacts.transaction():
+            contacts.execute("select set_config('outbox.traceparent', %s, true)", [trace])
+            contacts.execute("insert into contacts values (1)")
+        contacts.execute("insert into contacts values (2, 'M')")
+        await until_empty(db)
+        make_due(contacts)
+        await until_empty(db)
+        sent = sorted((each.path, each.headers.get("traceparent")) for each in receiver.requests)
+        assert sent == [("/ordered", trace), ("/plain", trace), ("/plain", trace), ("/untraced", None)]
+
+
 async def test_a_bomb_is_no_more_than_its_bytes(contacts: psycopg.Connection, db: str) -> None:
     """A compressed answer is never unpacked: its status counts."""
     with Receiver(default=GzipBomb()) as receiver:

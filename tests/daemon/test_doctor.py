@@ -64,7 +64,7 @@ async def test_a_check_that_fails_stops_no_other(db: str, conn: psycopg.Connecti
     finally:
         conn.execute("alter table outbox.other rename to postback_configs")
     failed = {each.check for each in found if each.message.startswith("Could not be checked: relation")}
-    assert failed == {"daemons", "configs", "secrets", "subscribers"}
+    assert failed == {"expands", "daemons", "configs", "secrets", "subscribers"}
     assert list(dict.fromkeys(each.check for each in found)) == [check.name for check in doctor.CHECKS]
 
 

@@ -406,3 +406,236 @@ async def test_the_command_says_that_a_virtual_column_does_not_fit(db: str, pg_v
         await conn.execute("create table t (id int primary key, twice int generated always as (id * 2))")
         with pytest.raises(UsageError, match=r"virtual generated column.*STORED"):
             await attach(conn, "t", "thing")
+
+
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        (TRACE, TRACE),
+        ("", None),
+        (TRACE.upper(), None),
+        (TRACE + "\r\nx: y", None),
+        (TRACE + "\n", None),
+        ("ff" + TRACE[2:], None),
+        ("00-" + "0" * 32 + TRACE[35:], None),
+        (TRACE[:36] + "0" * 16 + "-01", None),
+        ("nonsense", None),
+    ],
+)
+def test_the_writers_trace_is_captured_where_it_is_one(
+    contacts: psycopg.Connection, said: str, kept: str | None
+) -> None:
+    """What a transaction names as its traceparent stands beside its changes; what is none fails no write."""
+    with contacts.transaction():
+        contacts.execute("select set_config('outbox.traceparent', %s, true)", [said])
+        contacts.execute("insert into contacts (id) values ('1')")
+        contacts.execute("update contacts set last_name = 'x'")
+        contacts.execute("delete from contacts")
+    contacts.execute("insert into contacts (id) values ('2')")
+    assert contacts.execute("select traceparent from outbox.outbox order by seq").fetchall() == [
+        (kept,), (kept,), (kept,), (None,),
+    ]  # fmt: skip
+
+
+def test_the_writers_trace_is_captured_in_large_updates_and_of_altered_tables(every_db: str) -> None:
+    """Each form of the trigger's statement has it."""
+    with psycopg.connect(every_db, autocommit=True) as conn:
+        conn.execute("create table t (id int primary key, a_ts timestamptz, n int)")
+        conn.execute("select outbox.attach('t', 'thing')")
+        conn.execute("insert into t select i from generate_series(1, 60) i")
+        conn.execute("truncate outbox.outbox")
+        with conn.transaction():
+            conn.execute("select set_config('outbox.traceparent', %s, true)", [TRACE])
+            conn.execute("update t set n = 1")
+            conn.execute("alter table t add m int")
+            conn.execute("update t set n = 2")
+        found = conn.execute("select traceparent, count(*) from outbox.outbox group by 1").fetchall()
+        assert found == [(TRACE, 120)]
+
+
+# Columns and conditions.
+
+
+def test_only_the_named_columns_are_sent(every_db: str) -> None:
+    """In the table's order; the key and the location need not be among them; what only others show is no change."""
+    with psycopg.connect(every_db, autocommit=True) as conn:
+        conn.execute(
+            "create table t (id int primary key, location_id text, made_ts timestamptz, secret text, name text)"
+        )
+        conn.execute("select outbox.attach('t', 'thing', columns => array['name', 'made_ts', 'name'])")
+        conn.execute("insert into t values (1, 'L', '2016-08-27 19:15:12.9+00', 's', 'a')")
+        conn.execute("update t set secret = 'other', location_id = 'M'")
+        conn.execute("update t set name = 'b'")
+        conn.execute("delete from t")
+        rows = conn.execute("select type, resource_id, location_id, data::text from outbox.outbox order by seq")
+        assert rows.fetchall() == [
+            ("CREATE", "1", "L", '{"made_ts":1472325312,"name":"a"}'),
+            ("UPDATE", "1", "M", '{"made_ts":1472325312,"name":"b"}'),
+            ("DELETE", "1", "M", '{"made_ts":1472325312,"name":"b"}'),
+        ]
+        assert conn.execute("select columns from outbox.attachments").fetchone() == (["made_ts", "name"],)
+        conn.execute("select outbox.attach('t', 'thing')")
+        assert conn.execute("select columns, condition from outbox.attachments").fetchone() == (None, None)
+        conn.execute("insert into t values (2)")
+        assert list(json.loads(captured(conn)[-1][2])) == ["id", "location_id", "made_ts", "secret", "name"]
+
+
+def test_named_columns_outlive_alterations(every_db: str) -> None:
+    """One that is dropped is sent no more, one that is added neither, and no write fails."""
+    with psycopg.connect(every_db, autocommit=True) as conn:
+        conn.execute('create table t (id int primary key, "a,%s ""b" text default 1, c text, d_ts timestamp)')
+        conn.execute("select outbox.attach('t', 'thing', columns => array['id', 'a,%s \"b', 'c', 'd_ts'])")
+        for ddl, keys in (
+            ("select 1", ["id", 'a,%s "b', "c", "d_ts"]),
+            ("alter table t add e text default 'e'", ["id", 'a,%s "b', "c", "d_ts"]),
+            ("alter table t drop c", ["id", 'a,%s "b', "d_ts"]),
+            ("alter table t rename d_ts to f", ["id", 'a,%s "b']),
+        ):
+            conn.execute(ddl.encode())
+            conn.execute("truncate t")
+            conn.execute("insert into t values (1)")
+            conn.execute("update t set id = 2 where id = 1")
+            conn.execute("delete from t")
+            assert [list(json.loads(row[2])) for row in captured(conn)[-3:]] == [keys] * 3
+        conn.execute('alter table t drop "a,%s ""b"')
+        conn.execute("alter table t rename id to key")
+        with pytest.raises(psycopg.errors.UndefinedColumn):
+            conn.execute("insert into t values (1)")
+
+
+@pytest.mark.parametrize("others", [0, 100], ids=["few rows", "many rows"])
+@pytest.mark.parametrize("altered", [False, True], ids=["as attached", "altered"])
+def test_a_condition_shows_subscribers_the_rows_that_fulfil_it(every_db: str, others: int, *, altered: bool) -> None:
+    """A row that comes to fulfil it is a CREATE, one that no longer does a DELETE with the last record that did.
+
+    A row whose key changed, and one that a null leaves undecided, are treated like all others: by what they are now.
+    """
+    with psycopg.connect(every_db, autocommit=True) as conn:
+        conn.execute("create table t (id int primary key, total numeric, name text, made_ts timestamp, x int)")
+        conn.execute("select outbox.attach('t', 'thing', condition => $$ total > 0 and name like '%%' -- drafts $$)")
+        if altered:
+            conn.execute("alter table t drop column x")
+
+        def events(statement: str) -> list[tuple[Any, ...]]:
+            conn.execute("truncate outbox.outbox")
+            conn.execute(statement.replace("others", "or id > 1000").encode())
+            rows = conn.execute(
+                "select type, resource_id, (data ->> 'total')::int, data ->> 'name' from outbox.outbox"
+                " where resource_id::int < 100 order by resource_id"
+            )
+            return rows.fetchall()
+
+        conn.execute("insert into t select 1000 + i, 5, 'o' from generate_series(1, %s) i", [others])
+        assert events("insert into t values (1, 5, 'a'), (2, 0, 'b'), (3, null, 'c')") == [("CREATE", "1", 5, "a")]
+        assert events("update t set name = name || '2' where id < 4 others") == [("UPDATE", "1", 5, "a2")]
+        assert events("update t set total = 7, name = 'd' where id in (2, 3) others") == [
+            ("CREATE", "2", 7, "d"), ("CREATE", "3", 7, "d"),
+        ]  # fmt: skip
+        assert events("update t set total = -total, name = 'e' where id = 1 others") == [("DELETE", "1", 5, "a2")]
+        assert events("update t set total = null, name = 'f' where id in (1, 2) others") == [("DELETE", "2", 7, "d")]
+        assert events("update t set id = 9 where id = 3") == [("UPDATE", "9", 7, "d")]
+        assert events("update t set id = 8 where id = 1") == []
+        assert events("delete from t") == [("DELETE", "9", 7, "d")]
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ("nope = 1", 'condition: column "nope" does not exist'),
+        ("id", "condition: argument of CHECK must be type boolean"),
+        ("id = 'x'", "condition: invalid input syntax"),
+        ("id >", "condition: syntax error"),
+        ("true) or (true", "condition: syntax error"),
+        ("true, true", "condition: syntax error"),
+        ("true); drop table t; select (true", "condition: cannot open multi-query plan as cursor"),
+        ("true /*", "condition: unterminated"),
+        ("exists (select from outbox.migrations)", "condition: cannot use subquery"),
+        ("count(*) > 0", "condition: aggregate functions are not allowed"),
+        ("generate_series(1, id) > 0", "condition: set-returning functions are not allowed"),
+        ("random() > 0.5", r"condition: random\(\) can not be used"),
+        ("public.mine(id)", r"condition: public.mine\(integer\) can not be used"),
+        ("mine(id)", r"condition: function mine\(integer\) does not exist"),
+        ("id operator(public.===) 1", r"condition: public.mine_equal\(integer,integer\) can not be used"),
+        ("t.id = 1", 'condition: missing FROM-clause entry for table "t"'),
+        ("tableoid > 0", "condition: the whole row and system columns can not be used"),
+        ("outbox_row.id = 1", "condition: missing FROM-clause entry"),
+        ("$1 = id", r"condition: there is no parameter \$1"),
+    ],
+)
+def test_a_condition_that_is_none_is_refused(every_db: str, condition: str, message: str) -> None:
+    """By attach, with its reason; nothing is left of the examination."""
+    with psycopg.connect(every_db, autocommit=True) as conn:
+        conn.execute("create table t (id int primary key)")
+        conn.execute("create function mine(int) returns boolean immutable language sql as 'select true'")
+        conn.execute("create function mine_equal(int, int) returns boolean immutable language sql as 'select true'")
+        conn.execute("create operator === (leftarg = int, rightarg = int, function = mine_equal)")
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match=message):
+            conn.execute("select outbox.attach('t', 'thing', condition => %s)", [condition])
+        assert conn.execute("select count(*) from outbox.attachments").fetchone() == (0,)
+        left = "select count(*) from pg_class where relname like 'condition%'"
+        assert conn.execute(left.encode()).fetchone() == (0,)
+
+
+def test_a_condition_may_use_what_postgres_has(every_db: str) -> None:
+    """Types of one's own, literals of any content, a collation, functions that are no more than stable."""
+    with psycopg.connect(every_db, autocommit=True) as conn:
+        conn.execute("create type mood as enum ('sad', 'ok')")
+        conn.execute("create domain word as text check (value <> '')")
+        conn.execute(
+            """
+            create table t (
+                id int primary key, feels mood, w word, j jsonb, at timestamptz, outbox_row text, c text collate "C",
+                "a %s ""b" text default '%s', tg_op text default 'mine'
+            )
+            """
+        )
+        condition = """
+            feels in ('ok') and w ~ '^x' and j ->> 'k' = 'it''s; 100%s' and at < now() and outbox_row is null
+            and c > 'B' and "a %s ""b" = '%s' /* %s */ and tg_op = 'mine' and extract(year from at) > 2000
+        """.strip()
+        conn.execute("select outbox.attach('t', 'thing', columns => array['id'], condition => %s)", [condition])
+        assert conn.execute("select condition from outbox.attachments").fetchone() == (condition,)
+        conn.execute(
+            """
+            insert into t values (1, 'ok', 'xy', '{"k": "it''s; 100%s"}', '2020-01-01', null, 'a'),
+                (2, 'sad', 'xy', null, null, null, 'a'), (3, 'ok', 'y', null, null, 'o', 'a')
+            """
+        )
+        conn.execute("update t set j = '{}'")
+        assert captured(conn) == [("CREATE", "1", '{"id":1}'), ("DELETE", "1", '{"id":1}')]
+
+
+def test_a_condition_and_columns_of_a_virtual_column(every_db: str) -> None:
+    """Columns that leave it out make a serializer needless; a condition can not use it."""
+    with psycopg.connect(every_db, autocommit=True) as conn:
+        if conn.info.server_version < 180_000:
+            pytest.skip("virtual generated columns begin with PostgreSQL 18")
+        conn.execute("create table t (id int primary key, n int, twice int generated always as (n * 2))")
+        with pytest.raises(psycopg.errors.FeatureNotSupported, match='"twice" is a virtual generated column'):
+            conn.execute("select outbox.attach('t', 'thing', columns => array['id'], condition => 'twice > 2')")
+        with pytest.raises(psycopg.errors.FeatureNotSupported, match='virtual generated column "twice"'):
+            conn.execute("select outbox.attach('t', 'thing', columns => array['id', 'twice'])")
+        conn.execute("select outbox.attach('t', 'thing', columns => array['n'], condition => 'n * 2 > 2')")
+        conn.execute("insert into t values (1, 1), (2, 2)")
+        conn.execute("update t set n = 3 - n")
+        assert captured(conn) == [("CREATE", "2", '{"n":2}'), ("CREATE", "1", '{"n":2}'), ("DELETE", "2", '{"n":2}')]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("columns => '{}'", "columns must name one column or more"),
+        ("columns => array['id', null]", "columns must name one column or more"),
+        ("columns => array['nope']", 'columns: public.t has no column "nope"'),
+        ("columns => array['id'], serializer => 'shape'", "exclude each other"),
+    ],
+)
+def test_columns_that_do_not_fit_are_refused(conn: psycopg.Connection, options: str, message: str) -> None:
+    """By attach, with the reason."""
+    conn.execute("create table t (id int primary key)")
+    conn.execute("create function shape(t) returns json language sql as 'select to_json($1)'")
+    with pytest.raises(psycopg.Error, match=message):
+        conn.execute(f"select outbox.attach('t', 'thing', {options})".encode())

@@ -21,7 +21,7 @@ from outbox.core.model import Dead, Delivered
 from outbox.daemon import doctor
 from outbox.demo.embedded import EmbeddedPostgres, embedded_binaries
 from outbox.errors import OutboxError
-from outbox.postgres.diagnosis import capture, privileges, queue, server, vacuum
+from outbox.postgres.diagnosis import capture, expands, privileges, queue, server, vacuum
 from outbox.postgres.pool import Link
 from outbox.settings import Settings
 from tests import daemons
@@ -428,6 +428,67 @@ async def test_a_column_that_the_triggers_use_and_is_gone_is_a_problem(
         )
     assert found.advice is not None
     assert "COLUMN" in found.advice
+
+
+async def test_columns_and_a_condition_are_kept_by_the_command_that_is_advised(
+    db: str, aconn: psycopg.AsyncConnection, contacts: psycopg.Connection
+) -> None:
+    """A column that is not sent may come and go; one that is sent slows capture until it is attached without it."""
+    contacts.execute('alter table contacts add "a, b" int, add note text, add other text')
+    contacts.execute(
+        "select outbox.attach('contacts', 'contact', columns => array['id', 'a, b', 'note'],"
+        " condition => 'shop <> $$it$$')"
+    )
+    contacts.execute("alter table contacts drop other, add another text")
+    assert only(await capture.capture(aconn)).level is OK
+    contacts.execute("alter table contacts drop note")
+    found = only(await capture.capture(aconn))
+    assert (found.level, "three times" in found.message) == (WARNING, True)
+    assert outbox(db, *shlex.split(found.advice or "")[1:]).returncode == 0
+    assert only(await capture.capture(aconn)).level is OK
+    kept = contacts.execute("select columns, condition from outbox.attachments").fetchone()
+    assert kept == (["id", "a, b"], "shop <> $$it$$")
+    contacts.execute("select outbox.attach('contacts', 'contact', key => 'id', condition => 'created_ts is null')")
+    contacts.execute("alter table contacts drop created_ts")
+    found = only(await capture.capture(aconn))
+    assert (found.level, "no column created_ts," in found.message) == (PROBLEM, True)
+    assert (found.advice or "").endswith("--condition CONDITION")
+
+
+async def test_expands_that_can_not_be_sent_are_warned_of(every_postgres: str) -> None:
+    """Asked for and not registered; registered, and the function is gone or the outbox's owner may not run it."""
+    with psycopg.connect(every_postgres, autocommit=True) as conn, role(conn, every_postgres) as (name, dsn):
+        conn.execute(f'create schema outbox authorization "{name}"'.encode())
+        assert outbox(dsn, "migrate").returncode == 0
+        async with await on(dsn) as aconn:
+            assert only(await expands.expands(aconn)).level is OK
+            conn.execute("create schema shop")
+            for function in ("tags", "logs"):
+                conn.execute(
+                    f"create function shop.{function}(text) returns json language sql as 'select to_json($1)'".encode()
+                )
+                conn.execute(f"select outbox.register_expand('contact', '{function}', 'shop.{function}')".encode())
+            for asked in ("tags, unknown,logs", "unknown"):
+                conn.execute(
+                    "insert into outbox.postback_configs (resource, url, expands) values ('contact', 'http://x/', %s)",
+                    [asked],
+                )
+            conn.execute("revoke execute on function shop.logs(text) from public")
+            found = await expands.expands(aconn)
+            assert [each.message for each in found[2:]] == [
+                "2 configs ask for unknown of contact, which is not registered."
+            ]
+            for each in found[:2]:
+                assert "may not run shop." in each.message
+                conn.execute((each.advice or "").encode())
+            conn.execute("drop function shop.tags")
+            conn.execute("create function shop.tags(int) returns json language sql as 'select to_json($1)'")
+            messages = [each.message for each in await expands.expands(aconn)]
+            assert len(messages) == 2
+            assert "tags of contact: its function shop.tags(text) does not exist" in messages[0]
+            conn.execute("select outbox.unregister_expand('contact', 'tags')")
+            conn.execute("update outbox.postback_configs set expands = 'logs'")
+            assert only(await expands.expands(aconn)) == Finding("expands", OK, "Registered: logs of contact.")
 
 
 async def test_a_primary_key_that_is_gone_is_seen_although_no_option_names_it(

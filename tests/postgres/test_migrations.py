@@ -64,11 +64,16 @@ def test_each_undo_file_restores_the_catalog(empty_db: str) -> None:
         apply_file(empty_db, migration.text)
         if migration.name == "capture":
             apply_file(empty_db, "create table contacts (id int primary key)")
+            apply_file(empty_db, "create function tags_of(text) returns json language sql as 'select to_json($1)'")
+            expand = "select outbox.{}register_expand('contact', 'tags'{})"
             unattached = catalog(empty_db)
+            apply_file(empty_db, expand.format("", ", 'tags_of'"))
             apply_file(empty_db, "select outbox.attach('contacts', 'contact')")
             apply_file(empty_db, "select outbox.detach('contacts')")
+            apply_file(empty_db, expand.format("un", ""))
             assert catalog(empty_db) == unattached
             apply_file(empty_db, "select outbox.attach('contacts', 'contact')")
+            apply_file(empty_db, expand.format("", ", 'tags_of'"))
     for migration in reversed(known_migrations()):
         apply_file(empty_db, (sql_folder() / "undo" / migration.file_name).read_text())
         assert catalog(empty_db) == before.pop()

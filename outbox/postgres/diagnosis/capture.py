@@ -1,5 +1,7 @@
 """Whether attached tables are still captured: their triggers, and what these were made for against what is there."""
 
+import csv
+import io
 import shlex
 from typing import Any
 
@@ -23,9 +25,14 @@ with attached as (
     where t.tgname in ('outbox_insert', 'outbox_update', 'outbox_delete') and not t.tgisinternal
     group by t.tgrelid, t.tgfoid
 ), described as (
-    select a.*, coalesce(obj_description(a.function, 'pg_proc'), '{}')::json as options, p.proowner as owner
+    select a.*, o.options, p.proowner as owner,
+        -- By ->>, which turns the json null of an option that was not given into an SQL one.
+        (select array_agg(c) from json_array_elements_text((o.options ->> 'columns')::json) as c) as columns,
+        (select array_agg(c) from json_array_elements_text((o.options ->> 'condition_columns')::json) as c)
+            as condition_columns
     from attached as a
     join pg_proc as p on p.oid = a.function
+    cross join lateral (select coalesce(obj_description(a.function, 'pg_proc'), '{}')::json as options) as o
 ), wanted as (
     -- A key is one column, whose own name may hold a comma, or several.
     select d.relation, d.function, w.option, w.name
@@ -47,6 +54,8 @@ with attached as (
         select 'product_transaction', d.options ->> 'product_transaction'
         union all
         select 'identity', i from json_array_elements_text(d.options -> 'identity') as i
+        union all
+        select 'condition', c from unnest(d.condition_columns) as c
     ) as w
     where w.name is not null
 )
@@ -76,6 +85,7 @@ select d.relation::regclass::text as relation, d.triggers, d.disabled, d.replica
         from pg_attribute as a
         where a.attnum > 0 and not a.attisdropped
             and a.attrelid in (d.relation, (select y.typrelid from pg_type as y where y.oid = f.proargtypes[0]))
+            and (d.columns is null or a.attname = any (d.columns))
         order by 1
     ) as shape,
     array(
@@ -84,6 +94,11 @@ select d.relation::regclass::text as relation, d.triggers, d.disabled, d.replica
             and a.atttypid in ('timestamptz'::regtype, 'timestamp'::regtype)
         order by a.attnum
     ) as times,
+    array(
+        select a.attname::text from pg_attribute as a
+        where a.attrelid = d.relation and a.attnum > 0 and not a.attisdropped and a.attname = any (d.columns)
+        order by a.attnum
+    ) as columns,
     array(
         select m.relid::regclass::text from pg_partition_tree(d.relation) as m
         join pg_class as x on x.oid = m.relid and x.relkind in ('r', 'p')
@@ -152,6 +167,8 @@ async def capture(conn: AsyncConnection) -> list[Finding]:
 
 
 def _table(table: dict[str, Any]) -> list[Finding]:
+    if table["options"].get("columns"):
+        table["options"]["columns"] = table["columns"]  # those that are still there
     name, again = table["relation"], _attach_again(table["relation"], table["options"])
     faults = _function(table, again)
     found = [*_triggers(table, again), *(faults or _shape(table, again))]
@@ -225,4 +242,11 @@ def _attach_again(name: str, options: dict[str, Any], *, without: list[str] | No
             words += [flag, "COLUMN"]
         else:
             words += [flag, shlex.quote(value or "")]
+    if (columns := options.get("columns")) is not None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="").writerow(columns)
+        words += ["--columns", shlex.quote(text.getvalue()) if columns else "COLUMNS"]
+    if condition := options.get("condition"):
+        is_unfit = not set(options.get("condition_columns") or ()).isdisjoint(without or ())
+        words += ["--condition", "CONDITION" if is_unfit else shlex.quote(condition)]
     return " ".join(words)
