@@ -3,7 +3,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (3, 'capture', '731f20ae777752a9ceaec68609b531f9301ae62e6d2832965fdbd5b1ae573e8c');
+values (3, 'capture', 'bd71be46ebdd6cefc40e508fdf2d8b258c9ff05c79f0dc47353f954d690f1e7c');
 
 -- The doorbell. 2: a daemon sleeps and wants to be woken; 1: nobody does. NOTIFY takes a lock that makes all
 -- committing transactions of the database queue, so a trigger notifies only for a sleeping daemon. A sequence,
@@ -220,12 +220,18 @@ declare
     names_columns boolean;
     operation text;
     captured text;
-    expansions text;
+    captured_type text;
+    expander text;
+    -- What W3C Trace Context does not allow is none: it becomes a header. The tempting variable of the function would be
+    -- a parameter of each statement, and a plan with parameters may be made anew each time: 70 µs.
+    trace constant text :=
+        '(select t.said from (select current_setting(''outbox.traceparent'', true) as said) as t where t.said '
+        '~ ''^(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$'')';
     source text;
     fast text[];
-    anew text[];
+    traced text[];
     robust text[];
-    form text;
+    is_traced boolean;
     shape_check text := '';
     body text;
     shape_query text;
@@ -444,9 +450,9 @@ begin
         end loop;
     end if;
 
-    -- One statement for all rows of the writer's statement, in three forms: fast and anew name columns, robust is for
-    -- the time between an ALTER TABLE and the next attach. Fast stands in the function itself and reads its variable;
-    -- the others are executed and get it as $2. Each name is put in by one format(): it may hold a %.
+    -- One statement for all rows of the writer's statement. Two forms name columns, for writers with and without a
+    -- trace; the robust one is for the time between an ALTER TABLE and the next attach. Each name is put in by one
+    -- format(): it may hold a %.
     record_columns := format(
         'concat_ws('','', %s) as resource_id, %s as location_id, %s as product_transaction_id',
         (
@@ -466,22 +472,19 @@ begin
     );
     -- Not of a registration that is being made: it waits for us, and attaches anew.
     perform pg_advisory_xact_lock_shared('outbox.outbox'::regclass::oid::bigint);
-    select format(
-        ', outbox.%I(captured.resource_id, captured.location_id, captured.product_transaction_id, captured.type)',
-        p.proname
-    )
-    into expansions
-    from pg_proc p
-    where p.pronamespace = 'outbox'::regnamespace and p.proname = outbox.expand_function(attach.resource);
-    foreach form in array array['fast', 'anew', 'robust'] loop
-        names_columns := form <> 'robust';
+    expander := (
+        select p.proname from pg_proc p
+        where p.pronamespace = 'outbox'::regnamespace and p.proname = outbox.expand_function(attach.resource)
+    );
+    foreach names_columns in array array[true, false] loop
         foreach operation in array array['CREATE', 'DELETE', 'UPDATE'] loop
+            captured_type := quote_literal(operation);
             captured := outbox.record_expression(
                 attach.relation, 'outbox_row', attach.serializer, names_columns, attach.columns
             );
             if operation <> 'UPDATE' then
                 captured := format(
-                    'select %L as type, %s, %s as data from %s as outbox_row%s', operation, record_columns, captured,
+                    'select %s, %s as data from %s as outbox_row%s', record_columns, captured,
                     case operation when 'CREATE' then 'outbox_new' else 'outbox_old' end, ' where ' || holds
                 );
             else
@@ -496,17 +499,18 @@ begin
                 );
                 if holds is null then
                     captured := format(
-                        E'select %L as type, %s, %s as data\n'
+                        E'select %s, %s as data\n'
                         '            from outbox_new as outbox_row\n'
                         '            left join outbox_old as outbox_other_row on %s\n'
                         '            where %s or %s',
-                        operation, record_columns, captured, same_record, is_new, source
+                        record_columns, captured, same_record, is_new, source
                     );
                 else
                     -- As the row filters of logical replication do it: what nobody may see is never sent, and a
                     -- subscriber's copy is never left behind. A row that comes to fulfil the condition is a CREATE,
                     -- one that no longer does is a DELETE with the last record that did. The tempting `new row or
                     -- old row fulfils it` sends, once, just the record that the condition is to keep back.
+                    captured_type := 'captured.type';
                     captured := format(
                         E'select case when %5$s or outbox_other.fulfils then ''UPDATE'' else ''CREATE'' end as type,\n'
                         '                %1$s, %2$s as data\n'
@@ -536,27 +540,36 @@ begin
                     );
                 end if;
             end if;
-            source := format(
-                E'insert into outbox.outbox\n'
-                '            (type, resource, resource_id, location_id, product_transaction_id, data, traceparent%s)\n'
-                '        select captured.type, %L, captured.resource_id, captured.location_id,\n'
-                '            captured.product_transaction_id, captured.data, %s%s\n'
-                '        from (\n'
-                '            %s\n'
-                '            offset 0\n'
-                '        ) as captured\n'
-                '        where captured.data is not null',
-                case when expansions is not null then ', expansions' end,
-                attach.resource, case form when 'fast' then 'outbox_traceparent' else '$2' end, expansions, captured
-            );
-            case form
-                when 'fast' then fast := fast || source;
-                when 'anew' then anew := anew || source;
-                else robust := robust || source;
-            end case;
+            foreach is_traced in array array[false, true] loop
+                source := format(
+                    E'insert into outbox.outbox\n'
+                    '            (type, resource, resource_id, location_id, product_transaction_id, data%s%s)\n'
+                    '        select %s, %L, captured.resource_id, captured.location_id,\n'
+                    '            captured.product_transaction_id, captured.data%s%s\n'
+                    '        from (\n'
+                    '            %s\n'
+                    '            offset 0\n'
+                    '        ) as captured\n'
+                    '        where captured.data is not null',
+                    case when is_traced then ', traceparent' end,
+                    case when expander is not null then ', expansions' end,
+                    captured_type, attach.resource,
+                    case when is_traced then ', ' || trace end,
+                    ', outbox.' || expander || '(captured.resource_id, captured.location_id, '
+                    'captured.product_transaction_id, ' || captured_type || ')',
+                    captured
+                );
+                if names_columns and is_traced then
+                    traced := traced || source;
+                elsif names_columns then
+                    fast := fast || source;
+                elsif is_traced then
+                    robust := robust || source;
+                end if;
+            end loop;
         end loop;
     end loop;
-    if anew <> robust then
+    if traced <> robust then
         -- The names, and which of them become epoch seconds, of the table and of the row that the serializer takes.
         shape_query := format(
             E'array(\n'
@@ -578,32 +591,37 @@ begin
         shape_check := format(
             E'\n    if %s is distinct from %L::text[] then\n'
             '        -- Altered since it was attached: name no column.\n'
-            '        execute case tg_op when ''INSERT'' then %L when ''DELETE'' then %L else %L end\n'
-            '            using tg_relid, outbox_traceparent;\n'
+            '        execute case tg_op when ''INSERT'' then %L when ''DELETE'' then %L else %L end using tg_relid;\n'
             '    els',
             format(shape_query, 'tg_relid'), columns_of_shape, robust[1], robust[2], robust[3]
         );
     end if;
     body := format(
         E'#variable_conflict use_column\n'
-        'declare\n'
-        '    -- Empty where an earlier transaction of the session had set it.\n'
-        '    outbox_traceparent text := nullif(current_setting(''outbox.traceparent'', true), '''');\n'
         'begin\n'
         '    if current_setting(''outbox.suppress'', true) in (''on'', ''true'', ''yes'', ''1'') then\n'
         '        return null;\n'
-        '    end if;\n'
-        '    if outbox_traceparent !~ %6$L then\n'
-        '        outbox_traceparent := null;\n'
         '    end if;%1$sif tg_op = ''INSERT'' then\n'
-        '        %2$s;\n'
+        '        if current_setting(''outbox.traceparent'', true) <> '''' then\n'
+        '            %3$s;\n'
+        '        else\n'
+        '            %6$s;\n'
+        '        end if;\n'
         '    elsif tg_op = ''DELETE'' then\n'
-        '        %3$s;\n'
+        '        if current_setting(''outbox.traceparent'', true) <> '''' then\n'
+        '            %4$s;\n'
+        '        else\n'
+        '            %7$s;\n'
+        '        end if;\n'
         '    elsif exists (select from outbox_new offset 50) then\n'
         '        -- Planned anew: a plan made for few rows would compare each of many with each.\n'
-        '        execute %5$L using tg_relid, outbox_traceparent;\n'
+        '        execute %2$L;\n'
         '    else\n'
-        '        %4$s;\n'
+        '        if current_setting(''outbox.traceparent'', true) <> '''' then\n'
+        '            %5$s;\n'
+        '        else\n'
+        '            %8$s;\n'
+        '        end if;\n'
         '    end if;\n'
         '    if (select d.last_value from outbox.doorbell as d) = 2\n'
         '        and current_setting(''outbox.doorbell'', true) is distinct from ''off'' then\n'
@@ -612,9 +630,8 @@ begin
         '    end if;\n'
         '    return null;\n'
         'end',
-        coalesce(nullif(shape_check, ''), E'\n    '), fast[1], fast[2], fast[3], anew[3],
-        -- What W3C Trace Context allows. It becomes a header: nothing else may.
-        '^(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$'
+        coalesce(nullif(shape_check, ''), E'\n    '), traced[3], traced[1], traced[2], traced[3],
+        fast[1], fast[2], fast[3]
     );
     -- The settings are those that change how a value is written: what is sent must not depend on who wrote.
     execute format(

@@ -13,6 +13,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import class_row, kwargs_row
 from psycopg.sql import SQL
 
+from outbox.core import expansions as embedding
 from outbox.postgres.selection import Filter, Order, Position, State, counting, selection
 
 _WINDOWS = (timedelta(hours=1), timedelta(days=1))
@@ -83,7 +84,7 @@ class Try:
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """One delivery with its event's frozen data (None when no longer kept) and all its logged tries, oldest first."""
+    """One delivery with its frozen data as it is sent, None when no longer kept, and its logged tries, oldest first."""
 
     summary: Summary
     data: str | None
@@ -115,7 +116,8 @@ with tried as materialized (
     from outbox.attempts as a where a.event_id = %(event)s and a.config_id = %(config)s
 )
 select f.event_id, f.config_id, f.state, f.state_at, f.event_created_at, e.type, e.resource, e.resource_id,
-    f.attempts, f.in_progress, f.due_at, f.last_error, e.data
+    f.attempts, f.in_progress, f.due_at, f.last_error, e.data, e.expansions,
+    (select c.expands from outbox.postback_configs as c where c.id = f.config_id) as expands
 from (
     select %(event)s::uuid as event_id, %(config)s::uuid as config_id,
         coalesce(d.state, case when t.delivered_at is null then 'withdrawn' else 'delivered' end) as state,
@@ -131,7 +133,8 @@ from (
     where d.event_id is not null or t.number is not null
 ) as f
 left join lateral (
-    select e.type, e.resource, e.resource_id, e.data::text as data from outbox.events as e
+    select e.type, e.resource, e.resource_id, e.data::text as data, e.expansions::text as expansions
+    from outbox.events as e
     where e.id = f.event_id and e.created_at = f.event_created_at limit 1
 ) as e on true
 """
@@ -237,5 +240,13 @@ def _summary(**columns: Any) -> Summary:  # noqa: ANN401 - a row
     return Summary(state=State(columns.pop("state")), **columns)
 
 
-def _with_data(*, data: str | None, **columns: Any) -> tuple[Summary, str | None]:  # noqa: ANN401 - a row
+def _with_data(
+    *,
+    data: str | None,
+    expansions: str | None,
+    expands: str | None,
+    **columns: Any,  # noqa: ANN401 - a row
+) -> tuple[Summary, str | None]:
+    if data is not None and expansions is not None and expands is not None:
+        data = embedding.embed(data, expansions, expands)
     return _summary(**columns), data

@@ -5,6 +5,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from outbox.postgres.history import DeliveryKey, delivery
 from outbox.postgres.pool import Link
 from outbox.postgres.replay import REPLAYABLE, replay
 from outbox.postgres.selection import Filter
@@ -36,7 +37,7 @@ def sent(receiver: Receiver, path: str) -> list[str]:
 
 
 async def test_each_config_gets_what_it_asks_for_in_its_order(contacts: psycopg.Connection, db: str) -> None:
-    """Embedded behind the record, byte for byte; one that asks for nothing gets the bare record."""
+    """Embedded behind the record, byte for byte; one that asks for nothing gets the bare record. So it is shown."""
     with Receiver() as receiver:
         add_config(contacts, receiver.url_for("/both"), expands="tags, changelogs, unknown")
         add_config(contacts, receiver.url_for("/one"), expands="changelogs,name")
@@ -48,6 +49,11 @@ async def test_each_config_gets_what_it_asks_for_in_its_order(contacts: psycopg.
         assert sent(receiver, "/both") == [f'{record},"tags":["new"],"changelogs":{changelogs}}}']
         assert sent(receiver, "/one") == [f'{record},"changelogs":{changelogs}}}']
         assert sent(receiver, "/none") == [record + "}"]
+        keys = contacts.execute("select event_id, config_id from outbox.attempts").fetchall()
+        link = Link(db, "test", settings=None)
+        shown = [await delivery(await link.connection(), DeliveryKey(*key)) for key in keys]
+        await link.drop()
+        assert {each.data for each in shown if each} == {dict(each.form)["data"] for each in receiver.requests}
 
 
 @pytest.mark.parametrize("fields", [{}, {"strict_order": "hold"}], ids=["common", "governed"])
