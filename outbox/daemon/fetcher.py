@@ -202,7 +202,7 @@ class Fetcher:
         return to_the_last and not from_the_first
 
     async def _claim_governed(self, conn: psycopg.AsyncConnection) -> bool:
-        """Claim what is due of governed configs; returns whether there was any."""
+        """Claim what is due of governed configs; returns whether there may be more."""
         now = time.monotonic()
         # A share, before the common claim: each must leave something to the other.
         slots = -(-self._slots() // GOVERNED_SHARE)
@@ -217,7 +217,7 @@ class Fetcher:
         self._buffer.note(
             [each.config_id for each in found.deliveries], rooms=rooms, room=room, all_taken=False, full=self._is_full
         )
-        return bool(found.deliveries)
+        return bool(found.deliveries) or found.saw_blocked_only
 
     async def _look_once_more(self, conn: psycopg.AsyncConnection) -> bool:
         """Before sleeping: raise the doorbell, and look at what came before it was up, or committed out of order."""

@@ -102,7 +102,7 @@ OF_DISPATCHING = (
 OF_THE_DATABASE = (
     Family("outbox_unrouted", Kind.GAUGE, "Captured changes that no daemon has taken yet."),
     Family("outbox_pending", Kind.GAUGE, "Deliveries still to be made, whatever they wait for."),
-    Family("outbox_due", Kind.GAUGE, "Of these, the ones that could be sent now."),
+    Family("outbox_due", Kind.GAUGE, "Of these, the ones that could be sent now; none of an open circuit."),
     Family("outbox_held", Kind.GAUGE, "Of these, the ones of paused and inactive configs."),
     Family("outbox_dead", Kind.GAUGE, "Deliveries that are out of tries, and kept."),
     Family(

@@ -23,7 +23,7 @@ class Figures:
     pending: int
     """Deliveries still to be made: due, waiting for their next try, in hand just now, or held."""
     due: int
-    """Of these, the ones that could be sent now and wait only for a daemon."""
+    """Of these, the ones that could be sent now and wait only for a daemon. Not those of an open circuit."""
     held: int
     """Of these, the ones of paused and inactive configs."""
     dead: int
@@ -83,10 +83,12 @@ with owed as (
     select c.id, c.location_id, c.resource, c.url, c.is_active, c.paused_at is not null as is_paused,
         c.circuit_opened_at is not null as circuit_is_open, c.disabled_reason,
         coalesce(o.pending, 0) as pending, coalesce(x.dead, 0) as dead,
-        case when c.is_active and c.paused_at is null then coalesce(o.ready, 0) else 0 end as due,
+        case
+            when c.is_active and c.paused_at is null and c.circuit_opened_at is null then coalesce(o.ready, 0) else 0
+        end as due,
         case when c.is_active and c.paused_at is null then 0 else coalesce(o.pending, 0) end as held,
         case
-            when c.is_active and c.paused_at is null and o.ready > 0
+            when c.is_active and c.paused_at is null and c.circuit_opened_at is null and o.ready > 0
                 then round(extract(epoch from now() - o.first_due), 3)::float8
             else 0
         end as oldest_due_s

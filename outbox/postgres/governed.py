@@ -17,7 +17,13 @@ LOOKED_AT = 500
 """Due deliveries of a config with strict order that one claim looks at, for those whose turn it is."""
 
 PARKED_SECONDS = 60.0
-"""How long a delivery is put off whose record has two changes or more before it. It is due sooner by its turn."""
+"""How long a delivery is put off at least whose record has two changes or more before it, or a dead one that holds it.
+
+It is due sooner by its turn.
+"""
+
+PARKED_LONGEST = 600.0
+"""And at most. In between it is put off for as long again as it has waited: a million behind a dead one cost little."""
 
 # Deliveries of a record are in order when each goes only after all earlier ones are gone. "Earlier" is by the event's
 # id, which begins with the seq: two transactions that change one record take turns at its row, so its changes are
@@ -26,24 +32,46 @@ PARKED_SECONDS = 60.0
 # the two for certain. So nothing goes that is not older than all that waits to be routed.
 #
 # What is blocked is parked: due later, or every claim would look at it again. Its turn comes when the settle of the
-# one before it makes it due. The first in line is parked for a second only, because a settle may not have seen it.
+# one before it makes it due. The first in line is parked for a second only, because a settle may not have seen it. Only
+# what a settle would free is parked for longer than the least: not what was tried before, and not the first in line,
+# whose dead one may be pruned, or hold nothing any more.
 #
 # A rate limit is a bucket of tokens in the config's state, an open circuit a bucket with one token for each
 # probe. The row is locked, so that daemons share the bucket; who does not get it has nothing to do there.
 #
 # `due_at = s.due_at` is the fence: what was seen by the snapshot may be another daemon's, or parked or freed, by now.
+#
+# The tempting `config_id = … and order_key = … and state = … and event_id < …` would let a planner that has seen one
+# hot record, or nothing, take another index, and read all that the config owes for each of its deliveries.
+# Only one index has the order that is asked for here. And `state = 'pending'`, where a delivery's own row is asked for,
+# would offer it the index of what is due, where thousands are due at the same moment.
+#
+# Nothing is locked, and nothing looked at, of a circuit whose probe is not due: there may be a thousand.
+#
+# A clock that was put back: a bucket filled, or a probe put off, in what is now the future, is full, or due.
 _CLAIM_GOVERNED = """
 with turn as materialized (
     select c.id, c.revision, c.strict_order, c.rate_limit, c.circuit_opened_at is not null as probing,
         least(coalesce(b.room, %(room)s), case
-            when c.circuit_opened_at is not null then (s.probe_at <= now())::integer
+            when c.circuit_opened_at is not null then 1
             when c.rate_limit is null then %(slots)s
-            else floor(least(c.rate_limit, s.tokens + c.rate_limit * extract(epoch from now() - s.refilled_at)))
-        end)::integer as allowed
+            else floor(r.tokens)
+        end)::integer as allowed,
+        r.tokens
     from outbox.postback_configs as c
     join outbox.config_state as s on s.config_id = c.id
+    cross join lateral (
+        select case
+            when s.refilled_at > now() + interval '1 minute' then c.rate_limit
+            else least(c.rate_limit, s.tokens + c.rate_limit * extract(epoch from now() - s.refilled_at))
+        end as tokens
+    ) as r
     left join unnest(%(busy)s::uuid[], %(rooms)s::integer[]) as b (id, room) on b.id = c.id
     where c.governed and c.is_active and c.paused_at is null and c.deleted_at is null
+        and (
+            c.circuit_opened_at is null
+            or s.probe_at <= now() or s.probe_at > now() + make_interval(secs => 2 * %(longest_probe)s)
+        )
         and exists (
             select from outbox.deliveries as d where d.state = 'pending' and d.config_id = c.id and d.due_at <= now()
         )
@@ -56,29 +84,41 @@ with turn as materialized (
         select d.event_id, d.due_at, t.strict_order <> 'off' and d.order_key is not null as ordered,
             before.earlier, before.wait_until
         from (
-            select d.event_id, d.due_at, d.order_key from outbox.deliveries as d
+            select d.event_id, d.event_created_at, d.due_at, d.order_key, d.attempts = d.attempts_uncounted as untried
+            from outbox.deliveries as d
             where d.state = 'pending' and d.config_id = t.id and d.due_at <= now()
             order by d.due_at limit case when t.strict_order = 'off' then t.allowed else %(looked_at)s end
         ) as d
         cross join lateral (
             select count(*) as earlier,
                 case
+                    when count(*) filter (where not p.dead) > 1 and d.untried then now() + least(
+                        make_interval(secs => %(parked_longest)s),
+                        greatest(make_interval(secs => %(parked)s), now() - d.event_created_at)
+                    )
                     when count(*) > 1 or bool_or(p.dead) then now() + make_interval(secs => %(parked)s)
-                    else greatest(max(p.due_at) filter (where not p.leased), now() + interval '1 second')
+                    else least(
+                        greatest(max(p.due_at) filter (where not p.leased), now() + interval '1 second'),
+                        now() + make_interval(secs => %(parked)s)
+                    )
                 end as wait_until
             from (
                 (
                     select e.due_at, e.leased, false as dead from outbox.deliveries as e
-                    where t.strict_order <> 'off' and e.config_id = t.id and e.order_key = d.order_key
-                        and e.state = 'pending' and e.event_id < d.event_id
-                    order by e.event_id limit 2
+                    where t.strict_order <> 'off' and e.order_key is not null
+                        and (e.config_id, e.order_key, e.state) >= (t.id, d.order_key, 'pending')
+                        and (e.config_id, e.order_key, e.state, e.event_id)
+                            < (t.id, d.order_key, 'pending', d.event_id)
+                    order by e.config_id, e.order_key, e.state, e.event_id limit 2
                 )
                 union all
                 (
                     select e.due_at, false, true from outbox.deliveries as e
-                    where t.strict_order = 'hold' and e.config_id = t.id and e.order_key = d.order_key
-                        and e.state = 'dead' and e.event_id < d.event_id
-                    limit 1
+                    where t.strict_order = 'hold' and e.order_key is not null
+                        and (e.config_id, e.order_key, e.state) >= (t.id, d.order_key, 'dead')
+                        and (e.config_id, e.order_key, e.state, e.event_id)
+                            < (t.id, d.order_key, 'dead', d.event_id)
+                    order by e.config_id, e.order_key, e.state, e.event_id limit 1
                 )
             ) as p
         ) as before
@@ -104,12 +144,12 @@ with turn as materialized (
 ), picked as materialized (
     select d.event_id, d.config_id from chosen as s
     join outbox.deliveries as d on d.event_id = s.event_id and d.config_id = s.config_id
-    where d.state = 'pending' and d.due_at = s.due_at
+    where d.state <> 'dead' and d.due_at = s.due_at
     for no key update of d skip locked
 ), blocked as materialized (
     select d.event_id, d.config_id, s.wait_until from seen as s
     join outbox.deliveries as d on d.event_id = s.event_id and d.config_id = s.config_id
-    where s.earlier > 0 and d.state = 'pending' and d.due_at = s.due_at
+    where s.earlier > 0 and d.state <> 'dead' and d.due_at = s.due_at
     for no key update of d skip locked
 ), parked as (
     update outbox.deliveries as d set due_at = b.wait_until, leased = false,
@@ -125,7 +165,7 @@ with turn as materialized (
     update outbox.config_state as s
     set tokens = case
             when t.rate_limit is null then s.tokens
-            else least(t.rate_limit, s.tokens + t.rate_limit * extract(epoch from now() - s.refilled_at)) - n.tries
+            else t.tokens - n.tries
         end,
         refilled_at = now(),
         probes = s.probes + t.probing::integer,
@@ -139,6 +179,10 @@ with turn as materialized (
 select now(), (
         select count(*) > 0 from turn as t where t.rate_limit is not null and not t.probing and t.allowed = 0
     ) as short_of_tokens,
+    exists (
+        select from seen as s group by s.config_id
+        having count(*) = %(looked_at)s and count(*) filter (where s.earlier = 0) = 0
+    ) as saw_blocked_only,
     c.event_id, c.config_id, c.attempts, c.attempts_uncounted, c.event_created_at, t.revision, e.type, e.resource,
     e.data::text, e.expansions::text, e.traceparent
 from (select 1) as one
@@ -171,6 +215,8 @@ class Governed(Claimed):
 
     short_of_tokens: bool
     """Whether something is due that only waits for its config's rate limit."""
+    saw_blocked_only: bool
+    """Whether a config has so much that waits for its turn that what is due behind it was not looked at."""
 
 
 async def prepare(conn: AsyncConnection) -> bool:
@@ -187,11 +233,12 @@ async def claim_governed(
         _CLAIM_GOVERNED.encode(),
         {
             "slots": slots, "room": room, "lease": lease, "busy": list(rooms), "rooms": list(rooms.values()),
-            "looked_at": LOOKED_AT, "parked": PARKED_SECONDS, "first_probe": FIRST_PROBE_SECONDS,
-            "longest_probe": LONGEST_PROBE_SECONDS,
+            "looked_at": LOOKED_AT, "parked": PARKED_SECONDS, "parked_longest": PARKED_LONGEST,
+            "first_probe": FIRST_PROBE_SECONDS, "longest_probe": LONGEST_PROBE_SECONDS,
         },
         binary=True,
     )  # fmt: skip
     found = await cursor.fetchall()
-    now, short_of_tokens = found[0][:2]
-    return Governed([Delivery(*row[2:]) for row in found if row[2] is not None], now, short_of_tokens)
+    now, short_of_tokens, saw_blocked_only = found[0][:3]
+    deliveries = [Delivery(*row[3:]) for row in found if row[3] is not None]
+    return Governed(deliveries, now, short_of_tokens, saw_blocked_only)

@@ -175,21 +175,28 @@ with outcome as materialized (
         died_at = case when h.outcome = 'dead' then now() end
     from held as h
     where d.event_id = h.event_id and d.config_id = h.config_id and h.outcome <> 'delivered'
-), freed as (
+), following as materialized (
     -- The next change of the same record may go, unless it waits for a retry of its own.
-    update outbox.deliveries as d
-    set due_at = now()
-    from (
-        select h.config_id, (
-            select n.event_id from outbox.deliveries as n
-            where n.config_id = h.config_id and n.order_key = h.order_key and n.state = 'pending'
-                and n.event_id > h.event_id
-            order by n.event_id limit 1
-        ) as event_id
-        from held as h where h.order_key is not null and h.outcome <> 'retry'
-    ) as f
-    where d.event_id = f.event_id and d.config_id = f.config_id and not d.leased
-        and d.attempts = d.attempts_uncounted and d.due_at > now()
+    --
+    -- The tempting `config_id = … and order_key = … and state = 'pending' and event_id > … order by event_id limit 1`
+    -- would let a planner that has seen one hot record take the key of the table, and read all later deliveries for a
+    -- record that has none. Only one index has the order that is asked for here. Skipping what is locked keeps the
+    -- order of the locks: it is being claimed, parked or deleted, and is looked at again soon by itself.
+    select d.event_id, d.config_id from held as h
+    cross join lateral (
+        select n.event_id, n.config_id, n.order_key, n.state from outbox.deliveries as n
+        where n.order_key is not null
+            and (n.config_id, n.order_key, n.state, n.event_id) > (h.config_id, h.order_key, 'pending', h.event_id)
+        order by n.config_id, n.order_key, n.state, n.event_id limit 1
+    ) as n
+    join outbox.deliveries as d on d.event_id = n.event_id and d.config_id = n.config_id
+    where h.order_key is not null and h.outcome <> 'retry'
+        and n.config_id = h.config_id and n.order_key = h.order_key and n.state = 'pending'
+        and not d.leased and d.attempts = d.attempts_uncounted and d.due_at > now()
+    for no key update of d skip locked
+), freed as (
+    update outbox.deliveries as d set due_at = now()
+    from following as f where d.event_id = f.event_id and d.config_id = f.config_id
 ), logged as (
     insert into outbox.attempts
         (event_id, config_id, number, at, event_created_at, duration_ms, outcome, status, error, answer)

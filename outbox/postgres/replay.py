@@ -12,7 +12,8 @@ from psycopg import AsyncConnection
 from outbox.postgres.history import now
 from outbox.postgres.selection import Filter, Position, State, selection
 
-REPLAYABLE = (State.DEAD, State.DELIVERED)
+REPLAYABLE = (State.DELIVERED, State.DEAD)
+"""In the order in which they are replayed: a dead change waits for the delivered ones of its record."""
 
 _BATCH = 2000
 """Deliveries in one transaction: a replay that is broken off keeps what it did, and holds no lock for long."""

@@ -1,6 +1,7 @@
 """The claim of governed configs keeps their order, their pace and their circuit, and common ones are not touched."""
 
 import datetime as dt
+import re
 from collections.abc import AsyncIterator
 from uuid import UUID
 
@@ -202,15 +203,19 @@ async def test_a_rate_limit_holds_over_all_daemons(
     contacts.execute("insert into contacts (id) select i from generate_series(1, 50) as i")
     await route(aconn)
     await governed.prepare(aconn)
-    # So far in the future that nothing is refilled while the test runs.
-    stop_the_clock = "update outbox.config_state set refilled_at = now() + interval '1 hour', tokens = 3 + 3 * 3600"
+    # In the future, so that nothing is refilled while the test runs.
+    stop_the_clock = "update outbox.config_state set refilled_at = now() + interval '50 seconds', tokens = 3 + 3 * 50"
     contacts.execute(stop_the_clock)
     link = Link(db, "other")
     other = await link.connection()
     assert len(await claim(aconn, room=2)) == 2
-    contacts.execute("update outbox.config_state set refilled_at = now() + interval '1 hour', tokens = tokens + 10800")
+    contacts.execute(
+        "update outbox.config_state set refilled_at = now() + interval '50 seconds', tokens = tokens + 150"
+    )
     assert len(await claim(other)) == 1
-    contacts.execute("update outbox.config_state set refilled_at = now() + interval '1 hour', tokens = tokens + 10800")
+    contacts.execute(
+        "update outbox.config_state set refilled_at = now() + interval '50 seconds', tokens = tokens + 150"
+    )
     held_back = await governed.claim_governed(aconn, slots=9, room=9, rooms={}, lease=60)
     assert (held_back.deliveries, held_back.short_of_tokens) == ([], True)
     contacts.execute("update outbox.config_state set refilled_at = now() - interval '1 hour', tokens = 0")
@@ -274,3 +279,93 @@ async def test_failures_are_counted_until_a_success(
     await circuits.note(aconn, {sick: Run(succeeded=True)})
     assert await circuits.failing(aconn) == set()
     assert contacts.execute("select config_id, failures from outbox.config_state").fetchall() == [(sick, 0)]
+
+
+async def test_a_clock_that_was_put_back_holds_nobody(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """What was written in what is now the future is out of date: the bucket is full, and the probe is due."""
+    add_config(contacts, URL, rate_limit=3)
+    add_config(contacts, URL, circuit_opened_at="now")
+    contacts.execute("insert into contacts (id) select i from generate_series(1, 50) as i")
+    await route(aconn)
+    await governed.prepare(aconn)
+    contacts.execute("update outbox.config_state set tokens = 0, refilled_at = now() + interval '9 days'")
+    contacts.execute("update outbox.config_state set probe_at = now() + interval '9 days'")
+    assert len(await claim(aconn)) == 3 + 1
+    assert await claim(aconn) == []
+
+
+async def test_a_circuit_whose_probe_is_not_due_is_left_alone(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """A claim locks nothing of it: with many open circuits each claim would else write a row for each."""
+    add_config(contacts, URL, circuit_opened_at="now")
+    contacts.execute("insert into contacts (id) values (1)")
+    await route(aconn)
+    await governed.prepare(aconn)
+    contacts.execute("update outbox.config_state set probe_at = now() + interval '9 seconds'")
+    assert await claim(aconn) == []
+    assert contacts.execute("select xmax::text from outbox.config_state").fetchone() == ("0",)
+
+
+async def test_what_is_blocked_by_a_retry_is_looked_at_again_soon(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """However late the retry is: the order may be switched off meanwhile, and then nothing else would free it."""
+    config = add_config(contacts, URL, strict_order="release")
+    change(contacts, "a", "b")
+    await route(aconn)
+    [first] = await claim(aconn)
+    await settle(aconn, first, Retry(86_400, "status 500"))
+    assert await claim(aconn) == []
+    row = contacts.execute(
+        "select due_at <= now() + %s * interval '1 second' from outbox.deliveries where attempts = 0",
+        [governed.PARKED_SECONDS],
+    ).fetchone()
+    assert row == (True,)
+    contacts.execute("update outbox.postback_configs set strict_order = 'off', rate_limit = 9 where id = %s", [config])
+    contacts.execute("update outbox.deliveries set due_at = now() where attempts = 0")
+    assert names(await claim(aconn)) == ["b"]
+
+
+async def test_what_waits_long_is_looked_at_less_often(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """Or a long line behind a record that stands would be written anew each minute; who is next is not put off more."""
+    add_config(contacts, URL, strict_order="release")
+    change(contacts, "a", "b", "c", "d")
+    await route(aconn)
+    await claim(aconn)
+    contacts.execute("update outbox.deliveries set due_at = now(), event_created_at = now() - interval '5 minutes'")
+    contacts.execute("update outbox.deliveries set due_at = now() + interval '1 hour' where leased")
+    assert await claim(aconn) == []
+    waits = contacts.execute(
+        "select width_bucket(extract(epoch from due_at - now()), array[10, 200, 301]) from outbox.deliveries "
+        "where not leased order by event_id"
+    ).fetchall()
+    assert waits == [(0,), (2,), (2,)]
+
+
+async def test_the_next_change_is_found_by_the_index_of_the_order(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """Also by a planner that believes that all is one record's: else each settle reads all that is owed after it."""
+    config = add_config(contacts, URL, strict_order="release")
+    contacts.execute(
+        "insert into outbox.deliveries (event_id, config_id, event_created_at, order_key) "
+        "select (lpad(to_hex(i), 12, '0') || '80000000000000000000')::uuid, %s, now(), 42 "
+        "from generate_series(1, 20000) as i",
+        [config],
+    )
+    contacts.execute("analyze outbox.deliveries")
+    plans = ""
+    for query, arrays in ((queue._SETTLE, True), (governed._CLAIM_GOVERNED, False)):  # noqa: SLF001 - no other way to its plan
+        names_ = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", query)))
+        values: dict[str, object] = dict.fromkeys(names_, [] if arrays else 1)
+        values |= {} if arrays else {"busy": [], "rooms": []}
+        rows = await (await aconn.execute(b"explain (costs off) " + query.encode(), values)).fetchall()
+        plans += "\n".join(line for (line,) in rows) + "\n"
+    by_index = set(re.findall(r"using (deliveries_\w+) on deliveries (?:n|e)_", plans))
+    assert by_index == {"deliveries_order"}
+    assert set(re.findall(r"using (deliveries_\w+) on deliveries d_[2-9]", plans)) == {"deliveries_pkey"}

@@ -177,6 +177,19 @@ async def test_figures_count_the_debt_and_leave_out_what_is_held_and_deleted(
     assert [(each.pending, each.due, each.dead) for each in (by_id[active], by_id[paused])] == [(2, 1, 1), (2, 0, 1)]
 
 
+async def test_an_open_circuit_has_nothing_due(conn: psycopg.Connection, aconn: psycopg.AsyncConnection) -> None:
+    """It waits for its probe and not for a daemon: a dead endpoint must not look like a daemon that falls behind."""
+    add_config(conn)
+    conn.execute("insert into contacts values (1, 'L', 'x')")
+    await route(aconn)
+    conn.execute("update outbox.deliveries set due_at = now() - interval '1 hour'")
+    conn.execute("update outbox.postback_configs set circuit_opened_at = now()")
+    found = await figures(aconn)
+    assert (found.pending, found.due, found.held, found.oldest_due_s, found.open_circuits) == (1, 0, 0, 0, 1)
+    [health] = await config_health(aconn)
+    assert (health.pending, health.due, health.oldest_due_s) == (1, 0, 0)
+
+
 async def test_health_has_the_last_success_and_failure_of_each_config(
     conn: psycopg.Connection, aconn: psycopg.AsyncConnection
 ) -> None:
