@@ -4,7 +4,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (2, 'tables', '1627c019dd4d8c1852e17df1d7ef764e5af30070caa4d0c866e10409e53313e1');
+values (2, 'tables', '81a9091aa33011a55be9573b31df1352948f4675a738ddcffe8aea41a9ccf8f1');
 
 -- What the triggers write and the daemon takes away within milliseconds. It has no index but its key, no
 -- foreign key and no partitions, so that the application's writer pays one plain insert.
@@ -265,6 +265,8 @@ as $$
     )
     from outbox.postback_configs as c
     where c.id = config_id and change in ('exhausted', 'opened', 'closed', 'disabled', 'recovered')
+        -- Who is told of configs is not told of: a burst of such events that fails could cause the next.
+        and c.resource <> 'postbackconfig'
 $$;
 comment on function outbox.tell_of_config(uuid, text, text) is
     'Captures an event of the resource postbackconfig: a change of how a config fares.';

@@ -264,6 +264,15 @@ async def test_each_change_is_an_event_once(contacts: psycopg.Connection, aconn:
     assert stored == (False, "status 503")
 
 
+async def test_who_is_told_of_configs_is_not_told_of(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """Its circuit opens like any other's, without an event that could fail in its turn."""
+    config = add_config(contacts, URL, resource="postbackconfig")
+    assert await circuits.make(aconn, config, Change.OPENED, "status 429")
+    assert contacts.execute("select from outbox.outbox").fetchone() is None
+
+
 async def test_failures_are_counted_until_a_success(
     contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
 ) -> None:
