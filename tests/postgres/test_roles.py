@@ -265,6 +265,7 @@ async def test_the_reading_commands_work_as_outbox_reader(database: Database) ->
     ).fetchall()
     for arguments in (
         ["status", "--json"],
+        ["top", "--json"],
         ["deliveries", "list", "--json"],
         ["deliveries", "show", key],
         ["user", "list"],
