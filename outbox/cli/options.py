@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -96,9 +96,11 @@ def needed(dsn: str | None) -> str:
 
 
 @contextlib.asynccontextmanager
-async def connect(settings: settings_.Settings) -> AsyncIterator[psycopg.AsyncConnection]:
-    """Open an autocommit connection; what fails on it is told as `explained` does."""
-    link = Link(needed(settings.dsn), "command", settings=None, pooling=settings.pooling)
+async def connect(
+    settings: settings_.Settings, *, session: Mapping[str, str] | None = None
+) -> AsyncIterator[psycopg.AsyncConnection]:
+    """Open an autocommit connection with these settings of PostgreSQL; what fails on it is told as `explained` does."""
+    link = Link(needed(settings.dsn), "command", settings=session, pooling=settings.pooling)
     try:
         conn = await link.connection()
         async with explained(conn):

@@ -29,6 +29,7 @@ SHARE = 10
 """The debt is not counted again before so many times the last count's duration have passed."""
 
 _REDRAW_SECONDS = 1.0
+_SWITCH_SECONDS = 10.0
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -81,7 +82,7 @@ def _require_terminal() -> None:
 
 async def _once(settings: Settings) -> tuple[Look, Totals]:
     name = application_name(options.needed(settings.dsn))
-    async with options.connect(settings) as conn:
+    async with options.connect(settings, session=activity.SETTINGS) as conn:
         before = await activity.look(conn, application_name=name)
         await asyncio.sleep(1)
         now = await activity.look(conn, application_name=name)
@@ -107,6 +108,7 @@ class _Top:
         self._problem: str | None = None
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._switches: set[asyncio.Task[None]] = set()
         self._ended = False
         self._ended_by: signal.Signals | None = None
 
@@ -115,9 +117,13 @@ class _Top:
         try:
             # What is wrong from the start is told where it can be read.
             await self._look()
-            with self._terminal, self._signals():
+            # The signals first: none of them may end us while the terminal is ours.
+            with self._signals(), self._terminal:
                 self._start(self._look_on())
                 await self._show()
+            # What was said yes to is done, also by who leaves at once.
+            if self._switches:
+                await asyncio.wait(self._switches, timeout=_SWITCH_SECONDS)
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -133,12 +139,14 @@ class _Top:
                 await asyncio.wait_for(self._changed.wait(), _REDRAW_SECONDS)
             for task in [each for each in self._tasks if each.done()]:
                 self._tasks.discard(task)
+                self._switches.discard(task)
                 task.result()
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         task.add_done_callback(lambda _: self._changed.set())
         self._tasks.add(task)
+        return task
 
     async def _look_on(self) -> None:
         while True:
@@ -191,7 +199,7 @@ class _Top:
                 case Quit():
                     self._end(None)
                 case Switch():
-                    self._start(self._switch(wanted))
+                    self._switches.add(self._start(self._switch(wanted)))
                 case None:
                     pass
         self._changed.set()
@@ -243,11 +251,19 @@ class _Top:
 
 
 def _with_pause(look: Look, switch: Switch) -> Look:
-    """Return the look as it would be now, so that what was done shows before the next one."""
+    """Return the look as it would be now, so that what was done shows before the next one.
+
+    What was held is counted as due; how much of it waits for its next try, the next look tells.
+    """
     return dataclasses.replace(
         look,
         configs=tuple(
-            dataclasses.replace(each, is_paused=switch.pauses, due=0, oldest_due_s=0.0)
+            dataclasses.replace(
+                each,
+                is_paused=switch.pauses,
+                due=each.held if each.is_active and not switch.pauses else 0,
+                oldest_due_s=0.0,
+            )
             if each.id == switch.config_id
             else each
             for each in look.configs

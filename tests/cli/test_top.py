@@ -1,5 +1,6 @@
 """`outbox top` in a real terminal: it shows, it obeys keys, and it leaves the terminal as it was."""
 
+import itertools
 import json
 import os
 import re
@@ -34,8 +35,13 @@ def test_it_shows_what_a_daemon_does_and_pauses_a_config(db: str, conn: psycopg.
         bad = add_config(conn, receiver.url_for("/bad"))
         with terminal(db, "top", "--interval", "0.2") as screen:
             screen.wait_for(lambda text: "daemons 1:" in text)
-            add_contacts(conn, 1, 30)
-            screen.wait_for(lambda text: rate_of(text, "in") and rate_of(text, "delivered") and rate_of(text, "failed"))
+            numbers = itertools.count(1)
+
+            def has_rates(text: str) -> bool:
+                add_contacts(conn, next(numbers), 1)
+                return all(rate_of(text, name) > 0 for name in ("in", "delivered", "failed"))
+
+            screen.wait_for(has_rates)
             screen.type(b"f")
             screen.wait_for(lambda text: "by failing" in text)
             rows = [line for line in screen.lines if line[2:10] in (str(good)[:8], str(bad)[:8])]
@@ -60,6 +66,16 @@ def test_it_shows_what_a_daemon_does_and_pauses_a_config(db: str, conn: psycopg.
             assert not is_paused(conn, bad)
             screen.type(b"q")
             assert screen.ended() == 0
+
+
+def test_what_was_said_yes_to_is_done_by_who_leaves_at_once(db: str, conn: psycopg.Connection) -> None:
+    """A pause that is under way is waited for."""
+    config = add_config(conn, "http://127.0.0.1:9/")
+    with terminal(db, "top") as screen:
+        screen.wait_for(has_table)
+        screen.type(b"pyq")
+        assert screen.ended() == 0
+    assert is_paused(conn, config)
 
 
 def is_paused(conn: psycopg.Connection, config: object) -> bool:
