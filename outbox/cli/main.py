@@ -4,7 +4,7 @@ import click
 import psycopg
 
 from outbox import __version__
-from outbox.cli import config, deliveries, demo, doctor, prune, run, schema, serve, status, user
+from outbox.cli import config, deliveries, demo, doctor, prune, run, schema, serve, status, top, user
 from outbox.errors import OutboxError, UsageError
 
 
@@ -37,6 +37,7 @@ for _command in (
     deliveries.deliveries,
     deliveries.replay_,
     status.status,
+    top.top,
     doctor.doctor,
     prune.prune,
     demo.demo,

@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -96,23 +96,32 @@ def needed(dsn: str | None) -> str:
 
 
 @contextlib.asynccontextmanager
-async def connect(settings: settings_.Settings) -> AsyncIterator[psycopg.AsyncConnection]:
-    """Open an autocommit connection; a database that lacks our schema, or has another one, is told as such.
+async def connect(
+    settings: settings_.Settings, *, session: Mapping[str, str] | None = None
+) -> AsyncIterator[psycopg.AsyncConnection]:
+    """Open an autocommit connection with these settings of PostgreSQL; what fails on it is told as `explained` does."""
+    link = Link(needed(settings.dsn), "command", settings=session, pooling=settings.pooling)
+    try:
+        conn = await link.connection()
+        async with explained(conn):
+            yield conn
+    finally:
+        await link.drop()
+
+
+@contextlib.asynccontextmanager
+async def explained(conn: psycopg.AsyncConnection) -> AsyncIterator[None]:
+    """Tell a database that lacks our schema, or has another one, as such.
 
     Raises OutboxError or SchemaError in place of the database's "does not exist".
     """
-    link = Link(needed(settings.dsn), "command", settings=None, pooling=settings.pooling)
     try:
-        conn = await link.connection()
-        try:
-            yield conn
-        except psycopg.ProgrammingError as error:
-            # Asked only after something was missing: a command that works pays no round trip for it.
-            ledger = await migrations.applied(conn)
-            if not ledger:
-                raise OutboxError("The database has no outbox schema. Run: outbox migrate") from error
-            if problems := migrations.differences(ledger, migrations.known_migrations()):
-                raise SchemaError("\n".join(problems)) from error
-            raise
-    finally:
-        await link.drop()
+        yield
+    except psycopg.ProgrammingError as error:
+        # Asked only after something was missing: a command that works pays no round trip for it.
+        ledger = await migrations.applied(conn)
+        if not ledger:
+            raise OutboxError("The database has no outbox schema. Run: outbox migrate") from error
+        if problems := migrations.differences(ledger, migrations.known_migrations()):
+            raise SchemaError("\n".join(problems)) from error
+        raise

@@ -1,5 +1,6 @@
 """Behind PgBouncer in transaction mode, with fewer sessions than connections, everything works but LISTEN."""
 
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -209,6 +210,8 @@ async def test_the_api_and_the_commands_work_through_it(conn: psycopg.Connection
                 logs = await (await client.get("/v2/postbacklogs", headers=headers)).json()
                 assert [each["postback_status_id"] for each in logs["postbacklogs"]] == [3, 3, 3]
         assert "pending         0" in outbox(bouncer.dsn, "status").stdout
+        looked = json.loads(outbox(bouncer.dsn, "top", "--json").stdout)
+        assert [each["p95_ms"] is not None for each in looked["configs"]] == [True]
         assert outbox(bouncer.dsn, "deliveries", "list", "--json").stdout.count('"delivered"') == 3
         replayed = outbox(bouncer.dsn, "replay", "--record", "1", "--state", "delivered")
         assert (replayed.returncode, len(owed(conn))) == (0, 1)

@@ -18,6 +18,7 @@ from tests.daemons import LOOPBACK, add_config, add_contacts, daemon_process, ev
 from tests.pgbouncer import needs_pgbouncer, pgbouncer
 from tests.receiver import Receiver, Status
 from tests.servers import fresh_database, installed_binaries
+from tests.terminals import terminal
 from tests.tried import outbox
 
 ROLES = ("outbox_owner", "outbox_daemon", "outbox_api", "outbox_reader")
@@ -265,6 +266,7 @@ async def test_the_reading_commands_work_as_outbox_reader(database: Database) ->
     ).fetchall()
     for arguments in (
         ["status", "--json"],
+        ["top", "--json"],
         ["deliveries", "list", "--json"],
         ["deliveries", "show", key],
         ["user", "list"],
@@ -276,6 +278,12 @@ async def test_the_reading_commands_work_as_outbox_reader(database: Database) ->
     refused = outbox(dsn, "replay", "--record", "1", "--state", "delivered")
     assert (refused.returncode, "permission denied" in refused.stderr) == (1, True)
     assert "Traceback" not in refused.stderr
+    with terminal(dsn, "top") as screen:
+        screen.wait_for(lambda text: "q quit" in text)
+        screen.type(b"py")
+        screen.wait_for(lambda text: "Nothing was changed: permission denied" in text)
+        screen.type(b"q")
+        assert screen.ended() == 0
     database.refuses(
         "eyes",
         "select basic_auth_password from outbox.postback_configs",
