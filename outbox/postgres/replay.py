@@ -98,13 +98,13 @@ _OWE_AGAIN: LiteralString = """done as (
 )"""
 
 # A probe for each row looks dear to the planner, all the more with many days; compiled it would only be slower.
-_SETTINGS: LiteralString = "select set_config('jit', 'off', true)"
+SETTINGS: LiteralString = "select set_config('jit', 'off', true)"
 
 # Who inserts deliveries for old events takes turns. A statement that began before another one's commit does not see
 # that its delivery is owed again, was delivered meanwhile and is gone: no key would conflict, and it went out twice.
 TURN: LiteralString = "select pg_advisory_xact_lock(hashtextextended('outbox.replay', 0))"
 
-_RING: LiteralString = "select pg_notify('outbox', '')"
+RING: LiteralString = "select pg_notify('outbox', '')"
 
 _COUNT_DEAD = """
 select count(*) from outbox.postback_configs as c
@@ -178,7 +178,7 @@ async def batches(
                 done = await _batch(conn, scope, state, size, after, dry_run=dry_run)
                 if done.count and not dry_run:
                     # A hint for a daemon that sleeps long; it would find them at its next poll as well.
-                    await conn.execute(_RING)
+                    await conn.execute(RING)
                 yield done.count
                 if done.looked_at < size:
                     break
@@ -200,7 +200,7 @@ async def _batch(
     action = _COUNT_ONLY if dry_run else _REVIVE if state is State.DEAD else _OWE_AGAIN
     query = SQL(_BATCH_OF).format(selection=keys, action=SQL(action))
     async with conn.transaction():
-        await conn.execute(_SETTINGS)
+        await conn.execute(SETTINGS)
         if action is _OWE_AGAIN:
             await conn.execute(TURN)
         row = await (await conn.execute(query, parameters, prepare=False)).fetchone()
