@@ -1,6 +1,6 @@
 """All benchmarks in their short form, some minutes: `python -m benchmarks`."""
 
-from benchmarks import api, housekeeping, latency, log_pages, memory, metrics, throughput
+from benchmarks import api, housekeeping, latency, log_pages, memory, metrics, replay, throughput
 
 throughput.measure()
 latency.measure()
@@ -9,3 +9,4 @@ api.measure()
 log_pages.measure()
 housekeeping.measure(attempts=1_000_000, rounds=1)
 metrics.measure()
+replay.measure(deliveries=100_000, rounds=1)

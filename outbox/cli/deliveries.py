@@ -1,4 +1,4 @@
-"""`outbox deliveries` and `outbox replay`: see what became of the deliveries, and send them again."""
+"""`outbox deliveries`: see what became of the deliveries. And the filters that `outbox replay` takes too."""
 
 import dataclasses
 import datetime as dt
@@ -13,7 +13,6 @@ from outbox.cli import options, plain
 from outbox.errors import OutboxError, UsageError
 from outbox.postgres import history
 from outbox.postgres.history import DeliveryKey, Detail, Summary
-from outbox.postgres.replay import REPLAYABLE, replay
 from outbox.postgres.selection import LISTED, Filter, State
 from outbox.settings import Settings
 
@@ -39,7 +38,8 @@ def _when(text: str) -> When:
         ) from None
 
 
-def _key(text: str) -> DeliveryKey:
+def read_key(text: str) -> DeliveryKey:
+    """Read EVENT_ID.CONFIG_ID."""
     try:
         return DeliveryKey.parse(text)
     except ValueError:
@@ -48,7 +48,8 @@ def _key(text: str) -> DeliveryKey:
         ) from None
 
 
-def _one_of(states: Collection[State]) -> "click.Choice[str]":
+def one_of(states: Collection[State]) -> "click.Choice[str]":
+    """Return the type of an option that is one of these."""
     # Their texts: of an enumeration click would take the names.
     return click.Choice([state.value for state in states])
 
@@ -62,7 +63,7 @@ class _ListByDefault(click.Group):
         return super().parse_args(ctx, args)
 
 
-def _narrowing(command: options.Command) -> options.Command:
+def narrowing(command: options.Command) -> options.Command:
     """Give a command the filters that lists and replays share."""
     for option in reversed(
         (
@@ -92,13 +93,13 @@ def deliveries() -> None:
 
 @deliveries.command("list")
 @options.settings("dsn")
-@_narrowing
-@click.option("--state", "states", type=_one_of(LISTED), multiple=True, help="Only in this state; repeatable.")
+@narrowing
+@click.option("--state", "states", type=one_of(LISTED), multiple=True, help="Only in this state; repeatable.")
 @click.option("--limit", type=click.IntRange(1, _MOST), default=50, show_default=True, help="How many at most.")
 @options.as_json
-def list_(settings: Settings, *, states: tuple[str, ...], limit: int, as_json: bool, **narrowing: Any) -> None:  # noqa: ANN401 - the shared filters
+def list_(settings: Settings, *, states: tuple[str, ...], limit: int, as_json: bool, **given: Any) -> None:  # noqa: ANN401 - the shared filters
     """List deliveries, newest first."""
-    found = options.run_async(_list(settings, tuple(map(State, states)) or LISTED, limit, narrowing))
+    found = options.run_async(_list(settings, tuple(map(State, states)) or LISTED, limit, given))
     if as_json:
         options.print_json([_document(each) for each in found])
         return
@@ -115,13 +116,13 @@ def list_(settings: Settings, *, states: tuple[str, ...], limit: int, as_json: b
 
 @deliveries.command()
 @options.settings("dsn")
-@click.argument("key", metavar="EVENT_ID.CONFIG_ID", type=_key)
+@click.argument("key", metavar="EVENT_ID.CONFIG_ID", type=read_key)
 @options.as_json
 def show(settings: Settings, key: DeliveryKey, *, as_json: bool) -> None:
     """Show one delivery: the data that is sent, and every try with the beginning of its answer."""
     found = options.run_async(_show(settings, key))
     if found is None:
-        raise _unknown(key)
+        raise unknown(key)
     if as_json:
         options.print_json(
             {
@@ -159,62 +160,10 @@ def show(settings: Settings, key: DeliveryKey, *, as_json: bool) -> None:
         )  # fmt: skip
 
 
-@click.command("replay")
-@options.settings("dsn")
-@click.option("--delivery", type=_key, metavar="EVENT_ID.CONFIG_ID", help="Only this delivery.")
-@_narrowing
-@click.option(
-    "--state",
-    "states",
-    type=_one_of(REPLAYABLE),
-    multiple=True,
-    help="Only in this state; repeatable. Default: both with --delivery or --event, otherwise dead.",
-)
-@click.option("--dry-run", is_flag=True, help="Change nothing; say how many would be replayed.")
-@options.as_json
-def replay_(
-    settings: Settings,
-    *,
-    delivery: DeliveryKey | None,
-    states: tuple[str, ...],
-    dry_run: bool,
-    as_json: bool,
-    **narrowing: Any,  # noqa: ANN401 - the shared filters
-) -> None:
-    """Send dead or delivered ones again: the same bytes and webhook-id, a fresh budget, a counter that goes on.
-
-    At least one filter is needed. Pending deliveries are left as they are. Times: ISO 8601 or an age such as 2h.
-    """
-    given = {name for name, value in narrowing.items() if value is not None}
-    if delivery is not None:
-        if clash := given & {"event", "config"}:
-            raise UsageError(f"--delivery names the event and the config already: leave out --{min(clash)}.")
-        narrowing |= {"event": delivery.event_id, "config": delivery.config_id}
-    elif not given and not states:
-        raise UsageError(
-            "What is to be replayed? Give at least one of "
-            "--delivery, --event, --config, --record, --state, --since, --until."
-        )
-    wanted = tuple(map(State, states)) or (REPLAYABLE if narrowing["event"] else (State.DEAD,))
-    if State.DELIVERED in wanted and delivery is None and not given & {"event", "config", "record", "since"}:
-        raise UsageError(
-            "--state delivered by itself would send the whole history again: "
-            "add --event, --config, --record or --since."
-        )
-    done = options.run_async(_replay(settings, delivery, wanted, dry_run, narrowing))
-    if as_json:
-        options.print_json({"replayed": done, "dry_run": dry_run})
-        return
-    amount = plain.count(done, "delivery", "deliveries")
-    click.echo(f"{amount} would be replayed." if dry_run else f"Replayed {amount}.")
-    if not done and delivery is None and State.DELIVERED not in wanted:
-        click.echo("Only dead ones were looked for; others: --state delivered.")
-
-
-async def _list(settings: Settings, states: tuple[State, ...], limit: int, narrowing: dict[str, Any]) -> list[Summary]:
+async def _list(settings: Settings, states: tuple[State, ...], limit: int, given: dict[str, Any]) -> list[Summary]:
     async with options.connect(settings) as conn:
         now = await history.now(conn)
-        return await history.deliveries(conn, _filter(states, now, **narrowing), limit=limit)
+        return await history.deliveries(conn, filter_of(states, now, **given), limit=limit)
 
 
 async def _show(settings: Settings, key: DeliveryKey) -> Detail | None:
@@ -222,22 +171,7 @@ async def _show(settings: Settings, key: DeliveryKey) -> Detail | None:
         return await history.delivery(conn, key)
 
 
-async def _replay(
-    settings: Settings,
-    key: DeliveryKey | None,
-    states: tuple[State, ...],
-    dry_run: bool,  # noqa: FBT001 - internal
-    narrowing: dict[str, Any],
-) -> int:
-    async with options.connect(settings) as conn:
-        now = await history.now(conn)
-        done = await replay(conn, _filter(states, now, **narrowing), dry_run=dry_run)
-        if not done and key is not None and await history.delivery(conn, key) is None:
-            raise _unknown(key)
-        return done
-
-
-def _filter(
+def filter_of(
     states: tuple[State, ...],
     now: dt.datetime,
     *,
@@ -248,15 +182,17 @@ def _filter(
     since: When | None,
     until: When | None,
 ) -> Filter:
+    """Return what the shared filters choose, ages counted from `now`."""
     if resource is not None and record is None:
         raise UsageError("--resource only says of what kind --record is: give --record too.")
     return Filter(
         states=states, config=config, event=event, record=record, resource=resource,
-        since=_moment(since, now), until=_moment(until, now),
+        since=moment(since, now), until=moment(until, now),
     )  # fmt: skip
 
 
-def _moment(when: When | None, now: dt.datetime) -> dt.datetime | None:
+def moment(when: When | None, now: dt.datetime) -> dt.datetime | None:
+    """Return the time that was given, or that an age means."""
     if not isinstance(when, dt.timedelta):
         return when
     try:
@@ -265,7 +201,8 @@ def _moment(when: When | None, now: dt.datetime) -> dt.datetime | None:
         return dt.datetime.min.replace(tzinfo=dt.UTC)
 
 
-def _unknown(key: DeliveryKey) -> OutboxError:
+def unknown(key: DeliveryKey) -> OutboxError:
+    """Return the error for a delivery without a trace."""
     return OutboxError(f"There is no delivery {key}: neither owed nor in the history.")
 
 

@@ -4,7 +4,7 @@ import click
 import psycopg
 
 from outbox import __version__
-from outbox.cli import config, deliveries, demo, doctor, prune, run, schema, serve, status, top, user
+from outbox.cli import config, deliveries, demo, doctor, prune, replay, run, schema, serve, status, top, user
 from outbox.errors import OutboxError, UsageError
 
 
@@ -35,7 +35,7 @@ for _command in (
     serve.serve,
     user.user,
     deliveries.deliveries,
-    deliveries.replay_,
+    replay.replay,
     status.status,
     top.top,
     doctor.doctor,

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -12,9 +13,8 @@ import pytest
 
 from outbox.core.model import Dead, Delivered, Delivery, Outcome, Retry
 from outbox.postgres import configs, history
-from outbox.postgres import replay as module
 from outbox.postgres.pool import Link
-from outbox.postgres.replay import REPLAYABLE, replay
+from outbox.postgres.replay import REPLAYABLE, batches, ending, replay, total
 from outbox.postgres.selection import Filter, State
 from tests.tried import add_config, attach_contacts, claim, route, settle, try_all
 
@@ -158,34 +158,38 @@ async def test_each_filter_chooses(
     assert len(await claim(aconn)) == count
 
 
+async def in_batches(conn: psycopg.AsyncConnection, chosen: Filter, *, size: int, dry_run: bool = False) -> list[int]:
+    chosen = await ending(conn, chosen)
+    return [count async for count in batches(conn, chosen, size=size, dry_run=dry_run)]
+
+
 async def test_a_replay_of_many_batches_meets_each_once(
-    conn: psycopg.Connection, aconn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+    conn: psycopg.Connection, aconn: psycopg.AsyncConnection
 ) -> None:
     """Batches meet without gap or overlap, where all have one time and where each has its own."""
-    monkeypatch.setattr(module, "_BATCH", 3)
     add_config(conn)
     conn.execute("insert into contacts select i, 'L', 'x' from generate_series(1, 10) i")
     await try_all(aconn, Delivered())
     for number in range(11, 18):
         conn.execute("insert into contacts values (%s, 'L', 'x')", [number])
         await try_all(aconn, Dead("no"))
-    assert await replay(aconn, BOTH, dry_run=True) == 17
-    assert await replay(aconn, BOTH) == 17
+    assert sum(await in_batches(aconn, BOTH, size=3, dry_run=True)) == 17
+    done = await in_batches(aconn, BOTH, size=3)
+    assert (sum(done), max(done)) == (17, 3)
     assert len(await claim(aconn)) == 17
 
 
 async def test_what_dies_again_during_the_replay_is_not_replayed_again(
-    conn: psycopg.Connection, aconn: psycopg.AsyncConnection, db: str, monkeypatch: pytest.MonkeyPatch
+    conn: psycopg.Connection, aconn: psycopg.AsyncConnection, db: str
 ) -> None:
     """A subscriber that refuses at once can not keep a replay going for ever."""
-    monkeypatch.setattr(module, "_BATCH", 2)
     add_config(conn)
     conn.execute("insert into contacts select i, 'L', 'x' from generate_series(1, 7) i")
     await try_all(aconn, Dead("no"))
     daemon = Link(db, "test")
     try:
         refusing = asyncio.create_task(keep_refusing(await daemon.connection()))
-        assert await asyncio.wait_for(replay(aconn, BOTH), 30) == 7
+        assert sum(await asyncio.wait_for(in_batches(aconn, BOTH, size=2), 30)) == 7
         refusing.cancel()
         await asyncio.gather(refusing, return_exceptions=True)
     finally:
@@ -211,3 +215,80 @@ async def test_a_replay_rings_for_a_sleeping_daemon(
         assert list(sleeper.notifies(timeout=0.1)) == []
         await replay(aconn, BOTH)
         assert len(list(sleeper.notifies(timeout=30, stop_after=1))) == 1
+
+
+@pytest.mark.parametrize("outcome", [Dead("no"), Delivered()])
+async def test_a_replay_that_was_broken_off_goes_on_with_what_is_left(
+    conn: psycopg.Connection, aconn: psycopg.AsyncConnection, outcome: Outcome
+) -> None:
+    """What was done stays done. With the same end, what was tried again since is not replayed twice."""
+    add_config(conn), add_config(conn)
+    conn.execute("insert into contacts select i, 'L', 'x' from generate_series(1, 5) i")
+    await try_all(aconn, outcome)
+    chosen = await ending(aconn, BOTH)
+    begun = batches(aconn, chosen, size=3)
+    assert await anext(begun) == 3
+    await begun.aclose()
+    assert len(await try_all(aconn, outcome)) == 3
+    assert sum([count async for count in batches(aconn, chosen, size=3)]) == 7
+    assert {each.attempt for each in await claim(aconn)} == {2}
+    assert sum([count async for count in batches(aconn, chosen, size=3)]) == 0
+
+
+async def test_the_total_of_dead_ones_is_what_a_replay_does(
+    conn: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """By config, location and time; anything else is not counted before, as it would have to be looked for."""
+    config, other = add_config(conn), add_config(conn, "M")
+    conn.execute("insert into contacts values (1, 'L', 'x'), (2, 'L', 'x'), (3, 'M', 'x')")
+    [first, *_] = await try_all(aconn, Dead("no"))
+    dead = await ending(aconn, Filter(states=[State.DEAD]))
+    for chosen, count in (
+        (dead, 3),
+        (replace(dead, config=config), 2),
+        (replace(dead, config=other), 1),
+        (replace(dead, locations=["M"]), 1),
+        (replace(dead, since=dead.until), 0),
+        (replace(dead, until=first.event_created_at - timedelta(hours=1)), 0),
+    ):
+        assert await total(aconn, chosen) == count
+        assert sum([each async for each in batches(aconn, chosen, dry_run=True)]) == count
+    for chosen in (replace(dead, states=REPLAYABLE), replace(dead, event=first.event_id), replace(dead, record="1")):
+        assert await total(aconn, chosen) is None
+
+
+@pytest.mark.parametrize("outcome", [Dead("no"), Delivered()])
+@pytest.mark.parametrize("by", ["nothing", "event", "record", "resource", "config"])
+async def test_only_what_is_of_the_locations_is_replayed(
+    conn: psycopg.Connection, aconn: psycopg.AsyncConnection, outcome: Outcome, by: str
+) -> None:
+    """By whatever filter, and whoever else was told of the event."""
+    mine, theirs, of_all = add_config(conn), add_config(conn), add_config(conn)
+    conn.execute("insert into contacts values (1, 'L', 'x')")
+    [tried, *_] = await try_all(aconn, outcome)
+    conn.execute("update outbox.postback_configs set location_id = 'M' where id = %s", [theirs])
+    conn.execute("update outbox.postback_configs set location_id = null where id = %s", [of_all])
+    narrowed: dict[str, dict[str, Any]] = {
+        "nothing": {}, "event": {"event": tried.event_id}, "record": {"record": "1"},
+        "resource": {"resource": "contact"}, "config": {"config": theirs},
+    }  # fmt: skip
+    chosen = Filter(states=REPLAYABLE, locations=["L"], **narrowed[by])
+    replayed = [] if by == "config" else [mine]
+    assert await replay(aconn, replace(chosen, locations=[])) == 0
+    assert await replay(aconn, chosen, dry_run=True) == len(replayed)
+    assert await replay(aconn, chosen) == len(replayed)
+    assert [each.config_id for each in await claim(aconn)] == replayed
+
+
+@pytest.mark.parametrize("outcome", [Dead("no"), Delivered()])
+async def test_a_config_that_leaves_the_locations_is_left_alone_from_then_on(
+    conn: psycopg.Connection, aconn: psycopg.AsyncConnection, outcome: Outcome
+) -> None:
+    """Each statement that acts asks for the location itself: what was looked up before it does not count."""
+    config = add_config(conn)
+    conn.execute("insert into contacts select i, 'L', 'x' from generate_series(1, 5) i")
+    await try_all(aconn, outcome)
+    begun = batches(aconn, await ending(aconn, Filter(states=REPLAYABLE, locations=["L"])), size=2)
+    assert await anext(begun) == 2
+    conn.execute("update outbox.postback_configs set location_id = 'M' where id = %s", [config])
+    assert sum([count async for count in begun]) == 0

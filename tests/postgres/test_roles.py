@@ -229,6 +229,8 @@ async def test_the_api_works_as_outbox_api(database: Database) -> None:
             assert owed(database.admin) == []
     listed = outbox(dsn, "config", "list")
     assert (listed.returncode, listed.stderr) == (0, "")
+    made_later = outbox(dsn, "replay", "--missing", "--config", str(add_config(database.admin, "http://127.0.0.1:9/")))
+    assert (made_later.stdout, made_later.stderr, len(owed(database.admin))) == ("Made 2 deliveries.\n", "", 2)
 
 
 def test_the_api_can_do_nothing_else(database: Database) -> None:
@@ -256,7 +258,7 @@ async def test_the_reading_commands_work_as_outbox_reader(database: Database) ->
     await new_user(database.dsn("deployer"), "L")
     dsn = database.dsn("eyes")
     with Receiver() as receiver, psycopg.connect(database.dsn("app"), autocommit=True) as app:
-        add_config(database.admin, receiver.url)
+        config = add_config(database.admin, receiver.url)
         add_contacts(app, 1, 2)
         with daemon_process(database.dsn("dispatcher"), "--until-empty") as daemon:
             assert daemon.process.wait(timeout=30) == 0
@@ -272,6 +274,7 @@ async def test_the_reading_commands_work_as_outbox_reader(database: Database) ->
         ["user", "list"],
         ["migrate", "--check"],
         ["replay", "--record", "1", "--state", "delivered", "--dry-run"],
+        ["replay", "--missing", "--config", str(config), "--dry-run"],
     ):
         done = outbox(dsn, *arguments)
         assert (done.returncode, done.stderr) == (0, ""), arguments
