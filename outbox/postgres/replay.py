@@ -64,7 +64,7 @@ _COUNT_ONLY: LiteralString = "done as materialized (select from chosen)"
 #
 # The tempting join of `chosen` with `deliveries` has the planner read the whole table for each batch where it is of
 # middling size. Each row is looked for by its key; and as a row that we have locked stays where it is, it is written
-# by its place.
+# by its place. One that changed after the statement began is not met there, and should not be: it was replayed.
 _REVIVE: LiteralString = """held as materialized (
     select d.place from (select event_id, config_id from chosen order by event_id, config_id) as s
     cross join lateral (
@@ -98,8 +98,12 @@ _OWE_AGAIN: LiteralString = """done as (
     returning 1
 )"""
 
-# A probe for each row looks dear to the planner, all the more with many days; compiled it would only be slower.
-SETTINGS: LiteralString = "select set_config('jit', 'off', true)"
+# A probe for each row looks dear to the planner, all the more with many days: compiled it would only be slower, and a
+# table read whole and hashed for each batch would be, too.
+SETTINGS: LiteralString = """
+select set_config('jit', 'off', true), set_config('enable_hashjoin', 'off', true),
+    set_config('enable_mergejoin', 'off', true)
+"""
 
 # Who inserts deliveries for old events takes turns. A statement that began before another one's commit does not see
 # that its delivery is owed again, was delivered meanwhile and is gone: no key would conflict, and it went out twice.
