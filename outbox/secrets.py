@@ -21,16 +21,15 @@ class SecretBox:
         """Return the token of a clear text; UsageError when no key is set."""
         if self._fernet is None:
             raise UsageError(
-                "OUTBOX_SECRET_KEY is not set, so no password can be stored. Make a key with: "
-                "python -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())'"
+                "OUTBOX_SECRET_KEY is not set, so no secret can be stored. Make a key with: outbox secrets make-key"
             )
         return self._fernet.encrypt(clear.encode()).decode()
 
     def open(self, token: str) -> str:
         """Return the clear text of a token; SecretError when no key fits."""
         if self._fernet is None:
-            raise SecretError("OUTBOX_SECRET_KEY is not set, and a config has a stored password.")
+            raise SecretError("OUTBOX_SECRET_KEY is not set, and a config has a stored secret.")
         try:
             return self._fernet.decrypt(token).decode()
         except InvalidToken:
-            raise SecretError("A stored password can not be read with any key of OUTBOX_SECRET_KEY.") from None
+            raise SecretError("A stored secret can not be read with any key of OUTBOX_SECRET_KEY.") from None

@@ -259,6 +259,14 @@ def read(given: Mapping[str, str | None], *, required: Collection[str] = ("dsn",
     return Settings(**values)
 
 
+def read_duration(flag: str, text: str, *, least: float, most: float) -> float:
+    """Return the seconds of a time that a command was given; UsageError says what `flag` accepts."""
+    try:
+        return _seconds(least, most)(text)
+    except _WrongError as wrong:
+        raise UsageError(f"{flag}: {text!r} is not {wrong}.") from None
+
+
 def missing(name: str) -> UsageError:
     """Return the error for a setting that is needed and not set."""
     if name == "dsn":

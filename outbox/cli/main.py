@@ -4,7 +4,7 @@ import click
 import psycopg
 
 from outbox import __version__
-from outbox.cli import config, deliveries, demo, doctor, prune, run, schema, serve, status, user
+from outbox.cli import config, deliveries, demo, doctor, prune, run, schema, secrets, serve, status, user
 from outbox.errors import OutboxError, UsageError
 
 
@@ -39,6 +39,7 @@ for _command in (
     status.status,
     doctor.doctor,
     prune.prune,
+    secrets.secrets,
     demo.demo,
 ):
     main.add_command(_command)

@@ -26,8 +26,13 @@ def _form(**fields: str) -> str:
     return URL.build(query=fields).raw_query_string
 
 
-def headers(event_id: UUID, *, timestamp: int, user_agent: str, authorization: str | None) -> dict[str, str]:
-    """Return the request's headers. `timestamp`: epoch seconds of this try; `authorization`: ready to send, or None."""
+def headers(
+    event_id: UUID, *, timestamp: int, user_agent: str, authorization: str | None, signature: str | None
+) -> dict[str, str]:
+    """Return the request's headers. `timestamp`: epoch seconds of this try.
+
+    `authorization`, `signature`: their headers' values, None for no such header.
+    """
     found = {
         "User-Agent": user_agent,
         "Content-Type": CONTENT_TYPE,
@@ -36,6 +41,8 @@ def headers(event_id: UUID, *, timestamp: int, user_agent: str, authorization: s
     }
     if authorization is not None:
         found["Authorization"] = authorization
+    if signature is not None:
+        found["webhook-signature"] = signature
     return found
 
 

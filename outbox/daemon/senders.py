@@ -126,9 +126,13 @@ class Senders:
         if delivery.type is None or delivery.resource is None or delivery.data is None:
             return Failure(FailureKind.MISSING, "the event is no longer kept: its retention is over")
         body = postback.form_body(delivery.type, delivery.resource, delivery.attempt, delivery.data)
-        timestamp = held.claimed_at.timestamp() + started - held.clock
+        timestamp = int(held.claimed_at.timestamp() + started - held.clock)
         headers = postback.headers(
-            delivery.event_id, timestamp=int(timestamp), user_agent=USER_AGENT, authorization=target.authorization
+            delivery.event_id,
+            timestamp=timestamp,
+            user_agent=USER_AGENT,
+            authorization=target.credentials.authorization,
+            signature=target.credentials.signature(delivery.event_id, timestamp, body),
         )
         return await self._sender.post(target.config.url, body, headers)
 
