@@ -15,22 +15,39 @@ class SecretBox:
     """Seals with the newest key and opens with any of them."""
 
     def __init__(self, keys: Sequence[str]) -> None:
-        self._fernet = MultiFernet([Fernet(key) for key in keys]) if keys else None
+        self._newest = Fernet(keys[0]) if keys else None
+        self._all = MultiFernet([Fernet(key) for key in keys]) if keys else None
 
     def seal(self, clear: str) -> str:
         """Return the token of a clear text; UsageError when no key is set."""
-        if self._fernet is None:
+        if self._newest is None:
             raise UsageError(
-                "OUTBOX_SECRET_KEY is not set, so no password can be stored. Make a key with: "
-                "python -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())'"
+                "OUTBOX_SECRET_KEY is not set, so no secret can be stored. Make a key with: outbox secrets make-key"
             )
-        return self._fernet.encrypt(clear.encode()).decode()
+        return self._newest.encrypt(clear.encode()).decode()
 
     def open(self, token: str) -> str:
         """Return the clear text of a token; SecretError when no key fits."""
-        if self._fernet is None:
-            raise SecretError("OUTBOX_SECRET_KEY is not set, and a config has a stored password.")
+        if self._all is None:
+            raise SecretError("OUTBOX_SECRET_KEY is not set, and a config has a stored secret.")
         try:
-            return self._fernet.decrypt(token).decode()
+            return self._all.decrypt(token).decode()
         except InvalidToken:
-            raise SecretError("A stored password can not be read with any key of OUTBOX_SECRET_KEY.") from None
+            raise _unreadable() from None
+
+    def reseal(self, token: str) -> str:
+        """Return the token of the same clear text by the newest key: itself when it is. Raises as `open` does."""
+        if self._newest is None or self._all is None:
+            raise UsageError("OUTBOX_SECRET_KEY is not set: name the new key, and after it the old ones, by commas.")
+        try:
+            self._newest.decrypt(token)
+        except InvalidToken:
+            try:
+                return self._all.rotate(token).decode()
+            except InvalidToken:
+                raise _unreadable() from None
+        return token
+
+
+def _unreadable() -> SecretError:
+    return SecretError("A stored secret can not be read with any key of OUTBOX_SECRET_KEY.")

@@ -15,6 +15,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
 from outbox.core.url import LAST_PORT, UrlFaultError, parse
 from outbox.errors import UsageError
 
@@ -151,7 +154,15 @@ def _proxy(text: str) -> Proxy | None:
     return Proxy(read.host, read.port, username if at else None, password)
 
 
-def _text(text: str) -> str:
+def _dsn(text: str) -> str:
+    try:
+        conninfo_to_dict(text)
+    except psycopg.ProgrammingError:
+        # libpq's own words quote what it could not read, and so a password.
+        raise _WrongError(
+            "a libpq URL, such as postgresql://user:password@host/name with special characters percent-encoded, or a "
+            "list of key=value, with values that have spaces quoted"
+        ) from None
     return text
 
 
@@ -180,7 +191,7 @@ def _setting(parse: Callable[[str], Any], default: str | None, text: str, *, sec
 class Settings:
     """All settings in their final types. Times are seconds."""
 
-    dsn: str | None = _setting(_text, None, "The database: a libpq URL or key=value list.")
+    dsn: str | None = _setting(_dsn, None, "The database: a libpq URL or key=value list.")
     pooling: Pooling = _setting(  # noqa: RUF009 - a descriptor, as the others
         _pooling, "auto", "How a pooler between here and the database lends sessions: auto, session or transaction."
     )
@@ -256,12 +267,21 @@ def read(given: Mapping[str, str | None], *, required: Collection[str] = ("dsn",
         try:
             values[name] = BY_NAME[name].metadata["parse"](text)
         except _WrongError as wrong:
-            shown = "what it holds" if BY_NAME[name].metadata["secret"] else repr(text)
+            may_tell = name != "dsn" and not BY_NAME[name].metadata["secret"]
+            shown = repr(text) if may_tell else "what it holds"
             faults.append(f"{variable(name)}: {shown} is not {wrong}.")
     faults += [str(missing(name)) for name in required if not given.get(name)]
     if faults:
         raise UsageError("\n".join(faults))
     return Settings(**values)
+
+
+def read_duration(flag: str, text: str, *, least: float, most: float) -> float:
+    """Return the seconds of a time that a command was given; UsageError says what `flag` accepts."""
+    try:
+        return _seconds(least, most)(text)
+    except _WrongError as wrong:
+        raise UsageError(f"{flag}: {text!r} is not {wrong}.") from None
 
 
 def missing(name: str) -> UsageError:

@@ -4,7 +4,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (2, 'tables', '81a9091aa33011a55be9573b31df1352948f4675a738ddcffe8aea41a9ccf8f1');
+values (2, 'tables', '91d1b4e6a0b43b33241663b369571d8ec047906c26c24d0ed2476f20ccd89131');
 
 -- What the triggers write and the daemon takes away within milliseconds. It has no index but its key, no
 -- foreign key and no partitions, so that the application's writer pays one plain insert.
@@ -72,6 +72,7 @@ create table outbox.postback_configs (
     attempt_interval integer not null default 300,
     basic_auth_username text,
     basic_auth_password text,
+    signing_secrets text,
     expands text not null default '',
     format text not null default 'api-default',
     backoff text not null default 'fixed',
@@ -106,6 +107,7 @@ create table outbox.postback_configs (
         basic_auth_username like 'gAAAAA%' and (basic_auth_password is null or basic_auth_password like 'gAAAAA%')
     ),
     constraint postback_configs_basic_auth_whole check (basic_auth_username is not null or basic_auth_password is null),
+    constraint postback_configs_signing_secrets_encrypted check (signing_secrets like 'gAAAAA%'),
     constraint postback_configs_expands check (char_length(expands) <= 512),
     constraint postback_configs_format check (format = 'api-default'),
     constraint postback_configs_backoff check (backoff in ('fixed', 'exponential')),
@@ -121,6 +123,8 @@ comment on table outbox.postback_configs is 'A subscription: what to watch and w
 comment on column outbox.postback_configs.revision is 'Counts edits: tells a daemon that what it remembers is old.';
 comment on column outbox.postback_configs.paused_at is 'Since when it collects what it is owed and sends nothing.';
 comment on column outbox.postback_configs.deleted_at is 'A deleted config stays, so that its id answers "deleted".';
+comment on column outbox.postback_configs.signing_secrets is
+    'What signs its requests, encrypted: a list, so that the secret before stays valid for a while after a rotation.';
 comment on column outbox.postback_configs.strict_order is
     'off; or one change of a record at a time, where a dead one releases or holds the later ones.';
 comment on column outbox.postback_configs.rate_limit is 'Tries a second, over all daemons together.';

@@ -7,7 +7,7 @@ from typing import Any
 from aiohttp import web
 
 from outbox import __version__
-from outbox.api import lists, postbackconfigs, postbacklogs, schemas
+from outbox.api import lists, postbackconfigs, postbacklogs, schemas, signing
 from outbox.api.body import MAX_BYTES
 from outbox.api.keys import SETTINGS
 from outbox.postgres import listing
@@ -68,7 +68,7 @@ def document(min_attempt_interval: int) -> dict[str, Any]:
             "answers 404, and a method that an address does not have 405, with the header Allow.",
         },
         "security": [{"userId": [], "userKey": []}, {"basic": []}],
-        "paths": _config_paths() | _log_paths() | _open_paths(),
+        "paths": _config_paths() | _secret_paths() | _log_paths() | _open_paths(),
         "components": {
             "securitySchemes": {
                 "userId": {"type": "apiKey", "in": "header", "name": "user-id"},
@@ -190,6 +190,40 @@ def _config_paths() -> dict[str, Any]:
                 (404, 409),
                 parameters=[one],
             ),
+        },
+    }
+
+
+def _secret_paths() -> dict[str, Any]:
+    one = _parameter("id", "The config's id.", schemas.CONFIG_ID, where="path")
+    made = _answer("Made. It signs from now on.", _in_schema("Secret"))
+    return {
+        signing.PATH: {
+            "post": _operation(
+                "makeSecret",
+                "Let the config's requests be signed (Standard Webhooks 1.0), with a secret that is shown this once.",
+                {201: made},
+                # 422: there is no OUTBOX_SECRET_KEY to seal it with.
+                (404, 409, 422),
+                parameters=[one],
+            ),
+            "delete": _operation(
+                "removeSecret",
+                "Let the config's requests be signed no more.",
+                {204: _answer("They are not.")},
+                (404, 409),
+                parameters=[one],
+            ),
+        },
+        signing.PATH + "/rotate": {
+            "post": _operation(
+                "rotateSecret",
+                "Make another secret. For a while both sign: webhook-signature has one signature of each.",
+                {201: made},
+                (404, 409),
+                parameters=[one],
+                body=_in(signing.KEY, "Rotation"),
+            )
         },
     }
 

@@ -27,7 +27,7 @@ LATEST_LOGS = 10
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _BOOLEANS = {"1": "true", "true": "true", "0": "false", "false": "false"}
-READ_ONLY = ("id", "paused", *TROUBLES, "created_ts", "modified_ts", "_links")
+READ_ONLY = ("id", "paused", "signed", *TROUBLES, "created_ts", "modified_ts", "_links")
 """What an answer has beside the fields; a body may repeat it as it is."""
 
 
@@ -81,7 +81,7 @@ async def _show(request: web.Request) -> web.Response:
     _only_expand(request)
     expand = lists.expansions(request, EXPANSIONS)
     async with request.app[LINKS].connection() as conn:
-        config = await listing.visible(conn, _id(request), request[USER].location_ids)
+        config = await listing.visible(conn, config_id(request), request[USER].location_ids)
         return web.json_response({KEY: await _expanded(request, conn, config, expand)})
 
 
@@ -89,7 +89,7 @@ async def _change(request: web.Request) -> web.Response:
     raw = await json_body(request, KEY)
     async with request.app[LINKS].connection() as conn, conn.transaction():
         # Locked, so that what is judged together with the change is still so when it is made.
-        current = await listing.visible(conn, _id(request), request[USER].location_ids, lock=True)
+        current = await listing.visible(conn, config_id(request), request[USER].location_ids, lock=True)
         shown = _document(request, current)
         # Who sends back what he read has changed nothing of it.
         wanted = {name: value for name, value in raw.items() if name not in READ_ONLY or value != shown.get(name)}
@@ -105,7 +105,7 @@ async def _change(request: web.Request) -> web.Response:
 async def _remove(request: web.Request) -> web.Response:
     locations = request[USER].location_ids
     async with request.app[LINKS].connection() as conn:
-        config = await listing.visible(conn, _id(request), locations)
+        config = await listing.visible(conn, config_id(request), locations)
         await configs.remove(conn, config.id, locations=locations)
     return web.Response(status=204)
 
@@ -131,7 +131,8 @@ def check_location(user: User, location: Value) -> None:
         raise RefusedError(403, "location_id must be a location of yours.", field="location_id")
 
 
-def _id(request: web.Request) -> UUID:
+def config_id(request: web.Request) -> UUID:
+    """Return the id in the path; UnknownConfigError when it is none."""
     text = request.match_info["id"]
     if not _UUID.fullmatch(text):
         raise UnknownConfigError("There is no config with this id.")
@@ -149,7 +150,7 @@ def _document(request: web.Request, config: PostbackConfig) -> dict[str, Any]:
     document: dict[str, Any] = to_document(config) | {"_links": {"self": {"href": href}}}
     # The source document's answer has none of these: they come only where they say something.
     silent = {name: field.default for name, field in FIELDS.items() if field.beyond_contract}
-    silent |= {"product_transaction_id": None, "paused": "0", **dict.fromkeys(TROUBLES)}
+    silent |= {"product_transaction_id": None, "paused": "0", "signed": "0", **dict.fromkeys(TROUBLES)}
     for name, value in silent.items():
         if document[name] == value:
             del document[name]

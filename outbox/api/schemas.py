@@ -3,6 +3,7 @@
 from typing import Any
 
 from outbox.api import lists, postbackconfigs, postbacklogs
+from outbox.core import signing
 from outbox.core.config_document import TROUBLES
 from outbox.core.config_rules import FIELDS, NEEDS_PRODUCT_TRANSACTION, Field
 from outbox.postgres import listing
@@ -25,14 +26,14 @@ _LINKS: Schema = {
     "properties": {"self": {"type": "object", "properties": {"href": {"type": "string", "format": "uri"}}}},
 }
 _OF_READ_ONLY: dict[str, Schema] = {
-    "id": CONFIG_ID, "paused": _FLAG, "created_ts": SECONDS, "modified_ts": SECONDS, "_links": _LINKS,
+    "id": CONFIG_ID, "paused": _FLAG, "signed": _FLAG, "created_ts": SECONDS, "modified_ts": SECONDS, "_links": _LINKS,
 }  # fmt: skip
 _OF_READ_ONLY |= {
     name: {"type": ["string" if name == "disabled_reason" else "integer", "null"], "description": text}
     for name, text in TROUBLES.items()
 }
 _READ_ONLY = {name: _OF_READ_ONLY[name] for name in postbackconfigs.READ_ONLY}
-_OFTEN_ABSENT = ("product_transaction_id", "basic_auth_username", "paused")
+_OFTEN_ABSENT = ("product_transaction_id", "basic_auth_username", "paused", "signed")
 
 
 def components(min_attempt_interval: int) -> dict[str, Schema]:
@@ -73,6 +74,16 @@ def components(min_attempt_interval: int) -> dict[str, Schema]:
         "Replay": only(_replay_filters() | {"dry_run": {"type": "boolean", "description": "Only count."}})
         | {"anyOf": [{"required": [name]} for name in postbacklogs.FILTERS]},
         "Replayed": only({"count": {"type": "integer", "minimum": 0}, "dry_run": {"type": "boolean"}}, ["count"]),
+        "Rotation": only(
+            {
+                "overlap": number(0, signing.MOST_OVERLAP, signing.DEFAULT_OVERLAP)
+                | {"description": "Seconds for which the former secret signs beside the new one. 0 ends it now."}
+            }
+        ),
+        "Secret": only(
+            {"secret": {"type": "string", "pattern": "^whsec_", "description": "For the receiver. Shown this once."}},
+            ["secret"],
+        ),
         "Meta": _meta(),
         "Errors": only(
             {

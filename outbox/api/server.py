@@ -9,12 +9,13 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from outbox.api import openapi, postbackconfigs, postbacklogs
+from outbox.api import openapi, postbackconfigs, postbacklogs, signing
 from outbox.api.body import MAX_BYTES
 from outbox.api.errors import RefusedError, error_answer
 from outbox.api.identity import SignIn
 from outbox.api.keys import LINKS, REQUEST_ID, SECRET_BOX, SETTINGS, USER
 from outbox.core.config_rules import InvalidConfigError
+from outbox.core.signing import SigningError
 from outbox.errors import UsageError
 from outbox.postgres import migrations
 from outbox.postgres.configs import DeletedConfigError, UnknownConfigError
@@ -49,7 +50,7 @@ def application(
     app[LINKS] = links
     app[SECRET_BOX] = SecretBox(settings.secret_key)
     app.cleanup_ctx.append(close_links)
-    for resource in (postbackconfigs, postbacklogs, openapi):
+    for resource in (postbackconfigs, signing, postbacklogs, openapi):
         resource.add_routes(app)
     return app
 
@@ -121,6 +122,8 @@ def _answer_to(error: Exception, request: web.Request) -> web.Response:
             status, errors = 404, {"id": [str(error)]}
         case DeletedConfigError():
             status, errors = 409, {"id": [str(error)]}
+        case SigningError():
+            status, errors = 409, {"secret": [str(error)]}
         case UsageError():
             status, errors = 422, {"request": [str(error)]}
         case web.HTTPException():

@@ -13,17 +13,19 @@ from psycopg import AsyncConnection
 
 from outbox import __version__
 from outbox.cli import options, plain
-from outbox.core import postback
+from outbox.core import postback, signing
 from outbox.core.config_document import to_document
 from outbox.core.config_rules import FIELDS, Value, validate
 from outbox.core.model import Answer, Delivered, EventType, Failure, PostbackConfig
 from outbox.core.outcome import judge
+from outbox.daemon.targets import Credentials
 from outbox.errors import OutboxError, UsageError
 from outbox.http.guard import Guard
 from outbox.http.sender import Sender
 from outbox.postgres import configs, expands
+from outbox.postgres import signing as stored_secrets
 from outbox.secrets import SecretBox
-from outbox.settings import Settings
+from outbox.settings import Settings, read_duration
 
 T = TypeVar("T")
 
@@ -208,6 +210,46 @@ def remove(settings: Settings, config_id: UUID, *, yes: bool) -> None:
 
 
 @config.command()
+@options.settings("dsn", "secret_key")
+@_id
+@click.option("--make", "action", flag_value="make", help="Make the config's first secret and print it, once.")
+@click.option("--rotate", "action", flag_value="rotate", help="Make another secret and print it, once.")
+@click.option("--remove", "action", flag_value="remove", help="Sign no more.")
+@click.option("--overlap", help="How long the secret before signs beside the new one; 0 ends it now. Default: 24h.")
+@options.as_json
+def secret(settings: Settings, config_id: UUID, *, action: str | None, overlap: str | None, as_json: bool) -> None:
+    """Let a config's requests be signed, so that its receiver knows who sends them (Standard Webhooks 1.0).
+
+    Give the receiver the secret that is printed: nobody can show it again. During the overlap of a rotation both
+    secrets sign.
+    """
+    if action is None:
+        raise UsageError("Say what to do with the secret: --make, --rotate or --remove.")
+    if overlap is not None and action != "rotate":
+        raise UsageError("--overlap goes with --rotate only.")
+    seconds: float = signing.DEFAULT_OVERLAP
+    if overlap is not None:
+        seconds = read_duration("--overlap", overlap, least=0, most=signing.MOST_OVERLAP)
+    box = SecretBox(settings.secret_key)
+    if action == "remove":
+        signed = _run(settings, lambda conn: stored_secrets.remove(conn, config_id))
+        if as_json:
+            options.print_json({"removed": signed})
+        else:
+            click.echo(f"{config_id} signs no more." if signed else f"{config_id} did not sign.")
+        return
+    if action == "make":
+        made = _run(settings, lambda conn: stored_secrets.make(conn, config_id, box))
+    else:
+        made = _run(settings, lambda conn: stored_secrets.rotate(conn, config_id, box, overlap=round(seconds)))
+    if as_json:
+        options.print_json({"secret": made})
+    else:
+        click.echo(made)
+        click.echo("The secret is shown this once.", err=True)
+
+
+@config.command()
 @options.settings("dsn", "secret_key", "request_timeout", *options.WAY_OUT)
 @_id
 @options.as_json
@@ -239,26 +281,20 @@ async def _send_example(subscription: PostbackConfig, settings: Settings) -> tup
     data = json.dumps(
         {"id": "test", "location_id": subscription.location_id, "test": True}, ensure_ascii=False, separators=(",", ":")
     )
-    headers = postback.headers(
-        uuid4(),
-        timestamp=int(time.time()),
-        user_agent=f"outbox/{__version__}",
-        authorization=_authorization(subscription, SecretBox(settings.secret_key)),
-    )
     body = postback.form_body(EventType.CREATE, subscription.resource, 1, data)
+    event_id, timestamp = uuid4(), int(time.time())
+    credentials = Credentials.of(subscription, SecretBox(settings.secret_key))
+    headers = postback.headers(
+        event_id,
+        timestamp=timestamp,
+        user_agent=f"outbox/{__version__}",
+        authorization=credentials.authorization,
+        signature=credentials.signature(event_id, timestamp, body),
+    )
     async with Sender.of(settings) as sender:
         began = time.monotonic()
         result = await sender.post(subscription.url, body, {**headers, "webhook-test": "1"})
         return result, round((time.monotonic() - began) * 1000)
-
-
-def _authorization(subscription: PostbackConfig, secrets: SecretBox) -> str | None:
-    if subscription.basic_auth_username is None:
-        return None
-    password = subscription.basic_auth_password
-    return postback.basic_authorization(
-        secrets.open(subscription.basic_auth_username), None if password is None else secrets.open(password)
-    )
 
 
 def _raw(given: Mapping[str, str | bool | None], *, all_locations: bool) -> dict[str, Value]:

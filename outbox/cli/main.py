@@ -4,7 +4,7 @@ import click
 import psycopg
 
 from outbox import __version__
-from outbox.cli import config, deliveries, demo, doctor, prune, replay, run, schema, serve, status, top, user
+from outbox.cli import config, deliveries, demo, doctor, prune, replay, run, schema, secrets, serve, status, top, user
 from outbox.errors import OutboxError, UsageError
 
 
@@ -40,6 +40,7 @@ for _command in (
     top.top,
     doctor.doctor,
     prune.prune,
+    secrets.secrets,
     demo.demo,
 ):
     main.add_command(_command)

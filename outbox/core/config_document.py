@@ -17,7 +17,7 @@ TROUBLES: Mapping[str, str] = {
 def to_document(config: PostbackConfig) -> dict[str, str | int | None]:
     """Return the config in the API's form: booleans are "1" and "0", times epoch seconds.
 
-    The basic auth values are left out, sealed as they are: nobody who reads a config needs them.
+    What it keeps secret is left out, sealed as it is: nobody who reads a config needs it.
     """
     return {
         "id": str(config.id),
@@ -38,6 +38,7 @@ def to_document(config: PostbackConfig) -> dict[str, str | int | None]:
         "backoff_limit": config.backoff_limit,
         "strict_order": config.strict_order,
         "rate_limit": config.rate_limit,
+        "signed": _flag(config.signing_secrets is not None),
         "circuit_opened_ts": _seconds(config.circuit_opened_at),
         "exhausted_ts": _seconds(config.exhausted_at),
         "disabled_ts": _seconds(config.disabled_at),

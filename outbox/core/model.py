@@ -34,6 +34,8 @@ class PostbackConfig:
     basic_auth_username: str | None = field(repr=False)
     """A Fernet token, not clear text; so is the password."""
     basic_auth_password: str | None = field(repr=False)
+    signing_secrets: str | None = field(repr=False)
+    """A Fernet token of all that sign, see core/signing.py; None: its requests are not signed."""
     expands: str
     format: str
     backoff: str

@@ -27,11 +27,18 @@ def _form(**fields: str) -> str:
 
 
 def headers(
-    event_id: UUID, *, timestamp: int, user_agent: str, authorization: str | None, traceparent: str | None = None
+    event_id: UUID,
+    *,
+    timestamp: int,
+    user_agent: str,
+    authorization: str | None,
+    signature: str | None,
+    traceparent: str | None = None,
 ) -> dict[str, str]:
-    """Return the request's headers. `timestamp`: epoch seconds of this try; `authorization`: ready to send, or None.
+    """Return the request's headers. `timestamp`: epoch seconds of this try.
 
-    `traceparent`: the writer's own, passed on as it is: who makes no span of his own must not name another.
+    `authorization`, `signature`: their headers' values, None for no such header. `traceparent`: the writer's own, or
+    the span of this try: who makes no span of his own must not name another.
     """
     found = {
         "User-Agent": user_agent,
@@ -41,6 +48,8 @@ def headers(
     }
     if authorization is not None:
         found["Authorization"] = authorization
+    if signature is not None:
+        found["webhook-signature"] = signature
     if traceparent is not None:
         found["traceparent"] = traceparent
     return found

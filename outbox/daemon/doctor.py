@@ -195,18 +195,18 @@ async def credentials(settings: Settings, conn: psycopg.AsyncConnection) -> list
     configs = await queue.sealed(conn)
     unreadable = [str(config_id) for config_id, tokens in configs if not _opens(box, tokens)]
     if unreadable:
-        count = f"{len(unreadable)} of {len(configs)} configs with Basic auth"
+        count = f"{len(unreadable)} of {len(configs)} configs with secrets"
         fault = "no key of OUTBOX_SECRET_KEY reads" if settings.secret_key else "OUTBOX_SECRET_KEY is not set to read"
         return [
             Finding(
-                "secrets", PROBLEM, f"{count}: {fault} their credentials, so nothing is sent: {and_more(unreadable)}.",
+                "secrets", PROBLEM, f"{count}: {fault} what they keep, so nothing is sent: {and_more(unreadable)}.",
                 "Set the key that they were stored with (older keys after the newest, by commas), or store them anew: "
-                "outbox config edit ID --basic-auth-username.",
+                "outbox config edit ID --basic-auth-username, outbox config secret ID.",
             )
         ]  # fmt: skip
     if configs:
-        return [Finding("secrets", OK, f"OUTBOX_SECRET_KEY reads the credentials of {len(configs)} configs.")]
-    return [Finding("secrets", OK, "No config keeps credentials.")]
+        return [Finding("secrets", OK, f"OUTBOX_SECRET_KEY reads the secrets of {len(configs)} configs.")]
+    return [Finding("secrets", OK, "No config keeps secrets.")]
 
 
 def _opens(box: SecretBox, tokens: list[str]) -> bool:

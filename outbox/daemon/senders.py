@@ -142,12 +142,13 @@ class Senders:
         if delivery.expansions is not None:
             data = expansions.embed(data, delivery.expansions, target.config.expands)
         body = postback.form_body(delivery.type, delivery.resource, delivery.attempt, data)
-        timestamp = held.claimed_at.timestamp() + started - held.clock
+        timestamp = int(held.claimed_at.timestamp() + started - held.clock)
         headers = postback.headers(
             delivery.event_id,
-            timestamp=int(timestamp),
+            timestamp=timestamp,
             user_agent=USER_AGENT,
-            authorization=target.authorization,
+            authorization=target.credentials.authorization,
+            signature=target.credentials.signature(delivery.event_id, timestamp, body),
             traceparent=span.traceparent if span else delivery.traceparent,
         )
         return await self._sender.post(target.config.url, body, headers)

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 from uuid import UUID
 
 import psycopg
 import structlog
 
+from outbox.core import signing
 from outbox.core.model import Delivery, PostbackConfig
 from outbox.core.postback import basic_authorization
 from outbox.postgres import configs
@@ -19,11 +21,40 @@ log = structlog.get_logger("outbox")
 
 
 @dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a config keeps secret, in clear: the Authorization header's value, and what signs, the newest first."""
+
+    authorization: str | None = field(default=None, repr=False)
+    secrets: tuple[signing.Secret, ...] = ()
+
+    @classmethod
+    def of(cls, config: PostbackConfig, box: SecretBox) -> Self:
+        """Open them; SecretError when that can not be done."""
+        authorization = None
+        if config.basic_auth_username is not None:
+            password = config.basic_auth_password
+            authorization = basic_authorization(
+                box.open(config.basic_auth_username), None if password is None else box.open(password)
+            )
+        if config.signing_secrets is None:
+            return cls(authorization)
+        opened = box.open(config.signing_secrets)
+        try:
+            return cls(authorization, signing.load(opened))
+        except ValueError:
+            raise SecretError("What is stored as the config's signing secrets is something else.") from None
+
+    def signature(self, event_id: UUID, timestamp: int, body: bytes) -> str | None:
+        """Return the webhook-signature of one try, at epoch seconds; None when the config does not sign."""
+        return signing.signature(self.secrets, event_id, timestamp, body) if self.secrets else None
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """A config, ready to be posted to."""
 
     config: PostbackConfig
-    authorization: str | None = field(repr=False)
+    credentials: Credentials
     fault: str | None
     """Why nothing can be sent, for a reason that is not the subscriber's."""
 
@@ -67,17 +98,8 @@ class Targets:
                 self._known[config.id] = self._target(config)
 
     def _target(self, config: PostbackConfig) -> Target:
-        if config.basic_auth_username is None:
-            return Target(config, None, None)
         try:
-            password = config.basic_auth_password
-            return Target(
-                config,
-                basic_authorization(
-                    self._box.open(config.basic_auth_username), None if password is None else self._box.open(password)
-                ),
-                None,
-            )
+            return Target(config, Credentials.of(config, self._box), None)
         except SecretError as error:
             log.error("config.unreadable", config_id=str(config.id), error=str(error))  # noqa: TRY400 - no bug: no traceback
-            return Target(config, None, str(error))
+            return Target(config, Credentials(), str(error))

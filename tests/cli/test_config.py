@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 from cryptography.fernet import Fernet
+from standardwebhooks import Webhook
 
 from tests.receiver import Receiver, Refusing, Status
 
@@ -122,10 +123,10 @@ def test_an_edit_is_judged_by_what_results_and_must_name_something(outbox: Run) 
     assert "Nothing to change was named" in outbox("edit", config_id).stderr
 
 
-@pytest.mark.parametrize("command", ["show", "edit", "pause", "resume", "remove", "test"])
+@pytest.mark.parametrize("command", ["show", "edit", "pause", "resume", "secret", "remove", "test"])
 def test_wrong_and_unknown_ids(outbox: Run, command: str) -> None:
     """What is no id is wrong usage; an id that nobody has is a failure."""
-    more = {"edit": ["--expands", "a"], "remove": ["--yes"]}.get(command, [])
+    more = {"edit": ["--expands", "a"], "remove": ["--yes"], "secret": ["--remove"]}.get(command, [])
     wrong, unknown = outbox(command, "17", *more), outbox(command, NOWHERE, *more)
     assert (wrong.returncode, "UUID" in wrong.stderr) == (2, True)
     assert (unknown.returncode, unknown.stderr) == (1, f"Error: There is no config {NOWHERE}.\n")
@@ -253,3 +254,39 @@ def test_a_database_without_our_schema_is_told_as_such(outbox: Run, empty_db: st
     """The message says what to run, and not which table the database misses."""
     done = outbox("list", DSN=empty_db)
     assert (done.returncode, done.stderr) == (1, "Error: The database has no outbox schema. Run: outbox migrate\n")
+
+
+def test_a_signing_secret_is_printed_once_and_signs(outbox: Run) -> None:
+    """Made, rotated and removed; a receiver's library accepts the example; nothing else shows the secret."""
+    with Receiver() as receiver:
+        config_id = document(outbox("add", *LEAST, "--url", receiver.url, "--json"))["id"]
+        assert "OUTBOX_SECRET_KEY is not set" in outbox("secret", config_id, "--make").stderr
+        made = outbox("secret", config_id, "--make", SECRET_KEY=OLD_KEY)
+        assert (made.returncode, made.stderr) == (0, "The secret is shown this once.\n")
+        first = made.stdout.strip()
+        again = outbox("secret", config_id, "--make", SECRET_KEY=OLD_KEY)
+        assert (again.returncode, "has a signing secret already" in again.stderr) == (1, True)
+        keys = {"SECRET_KEY": f"{KEY},{OLD_KEY}"}
+        second = document(outbox("secret", config_id, "--rotate", "--overlap", "1h", "--json", **keys))["secret"]
+        assert outbox("test", config_id, **keys).returncode == 0
+        [request] = receiver.requests
+        for each in (first, second):
+            Webhook(each).verify(request.body, dict(request.raw_headers), json_parse=False)
+        shown = outbox("show", config_id, "--json").stdout + outbox("show", config_id).stdout + outbox("list").stdout
+        assert "whsec" not in shown
+        assert document(outbox("show", config_id, "--json"))["signed"] == "1"
+        assert outbox("secret", config_id, "--remove").stdout == f"{config_id} signs no more.\n"
+        assert document(outbox("secret", config_id, "--remove", "--json")) == {"removed": False}
+        assert document(outbox("show", config_id, "--json"))["signed"] == "0"
+
+
+def test_what_is_to_be_done_with_a_secret_is_said(outbox: Run) -> None:
+    """No action, an overlap of nothing, and no time at all: exit 2 with what is accepted."""
+    for arguments, message in (
+        ((), "--make, --rotate or --remove"),
+        (("--make", "--overlap", "1h"), "--rotate only"),
+        (("--rotate", "--overlap", "soon"), "--overlap: 'soon' is not a time"),
+        (("--rotate", "--overlap", "31d"), "from 0 to 2.592e+06 seconds"),
+    ):
+        done = outbox("secret", NOWHERE, *arguments)
+        assert (done.returncode, message in done.stderr) == (2, True), done.stderr

@@ -47,6 +47,7 @@ def config(**fields: object) -> PostbackConfig:
         "circuit_opened_at": None, "exhausted_at": None, "disabled_at": None, "disabled_reason": None,
         "created_at": at, "modified_at": at, "deleted_at": None,
         "basic_auth_username": "gAAAAAuser", "basic_auth_password": "gAAAAApassword",
+        "signing_secrets": "gAAAAAsecrets",
     }  # fmt: skip
     return PostbackConfig(**(stored | fields))
 
@@ -370,7 +371,8 @@ def test_the_document_has_the_contracts_form_and_no_secret() -> None:
         "product_transaction_id": None, "on_create": "1", "on_update": "1", "on_delete": "0",
         "url": "https://a.example/r", "is_active": "1", "paused": "1", "format": "api-default",
         "number_of_attempts": 1, "attempt_interval": 300, "expands": "", "backoff": "fixed",
-        "backoff_limit": 86_400, "strict_order": "off", "rate_limit": None, "circuit_opened_ts": None,
+        "backoff_limit": 86_400, "strict_order": "off", "rate_limit": None, "signed": "1",
+            "circuit_opened_ts": None,
         "exhausted_ts": None, "disabled_ts": None, "disabled_reason": None, "created_ts": 1539268970,
         "modified_ts": 1539268970,
     }  # fmt: skip

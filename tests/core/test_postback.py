@@ -39,7 +39,7 @@ def test_a_form_parser_gets_back_what_was_sent(data: str, resource: str, number:
 
 
 def test_the_headers_carry_what_the_form_may_not() -> None:
-    """The event's id, this try's time, the sender's name; Authorization and the trace only where there are any."""
+    """The event's id, the try's time, the sender; Authorization, signature and trace only where there are any."""
     common = {
         "User-Agent": "outbox/1",
         "Content-Type": "application/x-www-form-urlencoded",
@@ -47,12 +47,19 @@ def test_the_headers_carry_what_the_form_may_not() -> None:
         "webhook-timestamp": "1472325312",
     }
     made = [
-        postback.headers(UUID(int=1), timestamp=1472325312, user_agent="outbox/1", authorization=authorization)
-        for authorization in (None, "Basic eDp5")
+        postback.headers(
+            UUID(int=1), timestamp=1472325312, user_agent="outbox/1", authorization=authorization, signature=signature
+        )
+        for authorization, signature in ((None, None), ("Basic eDp5", "v1,x v1,y"))
     ]
-    assert made == [common, {**common, "Authorization": "Basic eDp5"}]
+    assert made == [common, {**common, "Authorization": "Basic eDp5", "webhook-signature": "v1,x v1,y"}]
     traced = postback.headers(
-        UUID(int=1), timestamp=1472325312, user_agent="outbox/1", authorization=None, traceparent="00-a-b-01"
+        UUID(int=1),
+        timestamp=1472325312,
+        user_agent="outbox/1",
+        authorization=None,
+        signature=None,
+        traceparent="00-a-b-01",
     )
     assert traced == {**common, "traceparent": "00-a-b-01"}
 

@@ -124,7 +124,7 @@ async def test_too_few_open_files_look_like_subscribers_that_fail(limit: int, le
 
 async def test_credentials_are_read_with_the_key(aconn: psycopg.AsyncConnection, conn: psycopg.Connection) -> None:
     """An older key behind the newest is as good; a wrong one or none is a problem."""
-    assert only(await doctor.credentials(Settings(), aconn)) == Finding("secrets", OK, "No config keeps credentials.")
+    assert only(await doctor.credentials(Settings(), aconn)) == Finding("secrets", OK, "No config keeps secrets.")
     box = SecretBox([KEY])
     config = add_config(conn, "http://a.example/", basic_auth_username=box.seal("u"), basic_auth_password=box.seal("p"))
     add_config(conn, "http://a.example/", basic_auth_username=box.seal("u"), deleted_at="now")

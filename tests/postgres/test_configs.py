@@ -187,6 +187,7 @@ async def test_each_batch_is_a_transaction_of_its_own(
         ({"basic_auth_username": "clear"}, "basic_auth_encrypted"),
         ({"basic_auth_username": "gAAAAAx", "basic_auth_password": "clear"}, "basic_auth_encrypted"),
         ({"basic_auth_password": "gAAAAAx"}, "basic_auth_whole"),
+        ({"signing_secrets": "whsec_clear"}, "signing_secrets_encrypted"),
         ({"expands": "x" * 513}, "expands"),
         ({"format": "xml"}, "format"),
     ],

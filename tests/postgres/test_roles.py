@@ -291,6 +291,7 @@ async def test_the_reading_commands_work_as_outbox_reader(database: Database) ->
         "eyes",
         "select basic_auth_password from outbox.postback_configs",
         "select basic_auth_username from outbox.postback_configs",
+        "select signing_secrets from outbox.postback_configs",
         "select * from outbox.postback_configs",
         "select key_hash from outbox.users",
         "select data from outbox.outbox",

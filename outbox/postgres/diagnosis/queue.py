@@ -248,8 +248,8 @@ def _shown(found: list[Finding]) -> list[Finding]:
 
 
 _SEALED = """
-select c.id, c.basic_auth_username, c.basic_auth_password from outbox.postback_configs as c
-where c.deleted_at is null and c.basic_auth_username is not null
+select c.id, c.basic_auth_username, c.basic_auth_password, c.signing_secrets from outbox.postback_configs as c
+where c.deleted_at is null and (c.basic_auth_username is not null or c.signing_secrets is not null)
 order by c.created_at, c.id
 """
 _URLS = """
@@ -260,12 +260,9 @@ order by c.created_at, c.id
 
 
 async def sealed(conn: AsyncConnection) -> list[tuple[UUID, list[str]]]:
-    """Return each config that keeps credentials, with their tokens."""
+    """Return each config that keeps secrets, with their tokens."""
     found = await rows(conn, _SEALED)
-    return [
-        (row["id"], [row[name] for name in ("basic_auth_username", "basic_auth_password") if row[name] is not None])
-        for row in found
-    ]
+    return [(row["id"], [token for name, token in row.items() if name != "id" and token is not None]) for row in found]
 
 
 async def urls(conn: AsyncConnection) -> list[tuple[UUID, str]]:
