@@ -77,7 +77,7 @@ def components(min_attempt_interval: int) -> dict[str, Schema]:
         "Rotation": only(
             {
                 "overlap": number(0, signing.MOST_OVERLAP, signing.DEFAULT_OVERLAP)
-                | {"description": "Seconds for which the former secret signs beside the new one. 0 ends it now."}
+                | {"description": "Seconds for which the former secret signs as well. 0 ends all former ones now."}
             }
         ),
         "Secret": only(

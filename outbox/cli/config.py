@@ -215,7 +215,7 @@ def remove(settings: Settings, config_id: UUID, *, yes: bool) -> None:
 @click.option("--make", "action", flag_value="make", help="Make the config's first secret and print it, once.")
 @click.option("--rotate", "action", flag_value="rotate", help="Make another secret and print it, once.")
 @click.option("--remove", "action", flag_value="remove", help="Sign no more.")
-@click.option("--overlap", help="How long the secret before signs beside the new one; 0 ends it now. Default: 24h.")
+@click.option("--overlap", help="How long the former secret signs as well; 0 ends all former ones now. Default: 24h.")
 @options.as_json
 def secret(settings: Settings, config_id: UUID, *, action: str | None, overlap: str | None, as_json: bool) -> None:
     """Let a config's requests be signed, so that its receiver knows who sends them (Standard Webhooks 1.0).

@@ -154,7 +154,7 @@ def test_workers_do_not_outlive_their_parent(db: str) -> None:
     [
         ({}, 2, "OUTBOX_DSN is not set"),
         ({"OUTBOX_DSN": "postgresql://nobody@127.0.0.1:1/none"}, 1, "Postgres: "),
-        ({"OUTBOX_DSN": "no dsn at all"}, 1, "Postgres: "),
+        ({"OUTBOX_DSN": "no dsn at all"}, 2, "OUTBOX_DSN: what it holds is not a libpq URL"),
         ({"OUTBOX_DSN": "x=y", "OUTBOX_CONCURRENCY": "many", "OUTBOX_LISTEN": "nowhere"}, 2, "OUTBOX_LISTEN"),
     ],
 )

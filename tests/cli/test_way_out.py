@@ -45,7 +45,7 @@ def add(dsn: str, url: str, **variables: str) -> subprocess.CompletedProcess[str
 )
 def test_a_proxy_is_named_by_a_url(text: str, proxy: Proxy | None) -> None:
     """Its port is never guessed, and its password is in no representation of it."""
-    found = read({"dsn": "x", "proxy": text}).proxy
+    found = read({"dsn": "dbname=x", "proxy": text}).proxy
     assert found == proxy
     assert found is None or not found.password or found.password not in repr(found)
 
@@ -64,7 +64,7 @@ def test_a_proxy_is_named_by_a_url(text: str, proxy: Proxy | None) -> None:
 def test_a_wrong_setting_is_told_with_what_is_accepted(name: str, text: str) -> None:
     """Never ignored: a guard that is not set as it was meant guards nothing. No secret is repeated."""
     with pytest.raises(UsageError, match=f"^OUTBOX_{name.upper()}: .* is not .") as caught:
-        read({"dsn": "x", name: text})
+        read({"dsn": "dbname=x", name: text})
     assert name != "proxy" or repr(text) not in str(caught.value)
 
 

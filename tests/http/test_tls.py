@@ -59,10 +59,10 @@ def words(result: Answer | Failure) -> str:
 async def test_a_private_authority_takes_a_setting(authority: Authority) -> None:
     """With OUTBOX_CA_FILE what it signed is accepted; without, not even the request's head goes out."""
     with Receiver(tls=authority.issue()) as receiver:
-        settings = read({"dsn": "x", "ca_file": str(authority.ca_file), "allow_networks": "127.0.0.0/8"})
+        settings = read({"dsn": "dbname=x", "ca_file": str(authority.ca_file), "allow_networks": "127.0.0.0/8"})
         async with Sender.of(settings) as sender:
             assert await sender.post(receiver.url, BODY, {}) == Answer(200)
-        async with Sender.of(read({"dsn": "x", "allow_networks": "127.0.0.0/8"})) as sender:
+        async with Sender.of(read({"dsn": "dbname=x", "allow_networks": "127.0.0.0/8"})) as sender:
             assert "unable to get local issuer certificate" in words(await sender.post(receiver.url, BODY, {}))
     assert len(receiver.requests) == 1
 
@@ -178,7 +178,7 @@ async def test_a_client_certificate_is_shown_to_who_asks(authority: Authority, v
     strange = in_one_file(Authority(mine.parent / "other").issue("stranger", is_client=True))
     with insisting(authority.issue(), version, 3) as (url, accepted):
         for certificate in (mine, None, strange):
-            given = {"dsn": "x", "ca_file": str(authority.ca_file), "allow_networks": "127.0.0.0/8"}
+            given = {"dsn": "dbname=x", "ca_file": str(authority.ca_file), "allow_networks": "127.0.0.0/8"}
             settings = read(given | ({"client_certificate": str(certificate)} if certificate else {}))
             async with Sender.of(settings) as sender:
                 result = await sender.post(url, BODY, {})
@@ -202,6 +202,6 @@ def test_a_client_certificate_that_can_not_be_used(authority: Authority, content
     elif content:
         file.write_text(content)
     with pytest.raises(UsageError, match=r"OUTBOX_CLIENT_CERTIFICATE: .* is not a readable PEM file of a certificate"):
-        read({"dsn": "x", "client_certificate": str(file)})
+        read({"dsn": "dbname=x", "client_certificate": str(file)})
     with pytest.raises(UsageError, match="is no readable PEM file of a certificate and its key"):
         Sender(timeout=1, client_certificate=file)
