@@ -92,6 +92,7 @@ class Fetcher:
         self._claim_not_before = 0.0
         self._claim_is_owed = False
         self._recheck_at = 0.0
+        self._governed_after = NO_CONFIG
         self._governed_not_before = 0.0
         self._governed_is_owed = False
         self._is_short_of_tokens = False
@@ -210,14 +211,18 @@ class Fetcher:
         if self._governed_is_owed:
             return False
         rooms, room = self._buffer.rooms(0.0), self._buffer.room
-        found = await governed.claim_governed(conn, slots=slots, room=room, rooms=rooms, lease=self._lease)
+        found = await governed.claim_governed(
+            conn, after=self._governed_after, slots=slots, room=room, rooms=rooms, lease=self._lease
+        )
         self._is_short_of_tokens = found.short_of_tokens
-        self._governed_not_before = now + (time.monotonic() - now) * CLAIM_SHARE
+        self._governed_after = found.walked_to or NO_CONFIG
+        if found.walked_to is None:
+            self._governed_not_before = now + (time.monotonic() - now) * CLAIM_SHARE
         await self._admit(conn, found, now)
         self._buffer.note(
             [each.config_id for each in found.deliveries], rooms=rooms, room=room, all_taken=False, full=self._is_full
         )
-        return bool(found.deliveries) or found.saw_blocked_only
+        return bool(found.deliveries) or found.saw_blocked_only or found.walked_to is not None
 
     async def _look_once_more(self, conn: psycopg.AsyncConnection) -> bool:
         """Before sleeping: raise the doorbell, and look at what came before it was up, or committed out of order."""

@@ -13,6 +13,9 @@ from outbox.core.model import Delivery
 from outbox.postgres.circuits import FIRST_PROBE_SECONDS, LONGEST_PROBE_SECONDS
 from outbox.postgres.queue import Claimed
 
+CONFIGS_AT_ONCE = 50
+"""Configs that one claim serves: of a thousand the next fifty are served by the next claim."""
+
 LOOKED_AT = 500
 """Due deliveries of a config with strict order that one claim looks at, for those whose turn it is."""
 
@@ -46,7 +49,8 @@ PARKED_LONGEST = 600.0
 # Only one index has the order that is asked for here. And `state = 'pending'`, where a delivery's own row is asked for,
 # would offer it the index of what is due, where thousands are due at the same moment.
 #
-# Nothing is locked, and nothing looked at, of a circuit whose probe is not due: there may be a thousand.
+# Nothing is locked, and nothing looked at, of a circuit whose probe is not due, and of a bucket that is empty: there
+# may be a thousand. The walk over the configs ends where there are enough; the next claim goes on behind them.
 #
 # A clock that was put back: a bucket filled, or a probe put off, in what is now the future, is full, or due.
 _CLAIM_GOVERNED = """
@@ -67,15 +71,16 @@ with turn as materialized (
         end as tokens
     ) as r
     left join unnest(%(busy)s::uuid[], %(rooms)s::integer[]) as b (id, room) on b.id = c.id
-    where c.governed and c.is_active and c.paused_at is null and c.deleted_at is null
-        and (
-            c.circuit_opened_at is null
-            or s.probe_at <= now() or s.probe_at > now() + make_interval(secs => 2 * %(longest_probe)s)
-        )
+    where c.governed and c.is_active and c.paused_at is null and c.deleted_at is null and c.id > %(after)s
+        and case
+            when c.circuit_opened_at is not null
+                then s.probe_at <= now() or s.probe_at > now() + make_interval(secs => 2 * %(longest_probe)s)
+            else c.rate_limit is null or r.tokens >= 1
+        end
         and exists (
             select from outbox.deliveries as d where d.state = 'pending' and d.config_id = c.id and d.due_at <= now()
         )
-    order by c.id
+    order by c.id limit %(configs)s
     for no key update of s skip locked
 ), seen as materialized (
     select t.id as config_id, t.allowed, d.event_id, d.due_at, d.ordered, d.earlier, d.wait_until
@@ -177,8 +182,17 @@ with turn as materialized (
     where s.config_id = n.config_id
 )
 select now(), (
-        select count(*) > 0 from turn as t where t.rate_limit is not null and not t.probing and t.allowed = 0
-    ) as short_of_tokens,
+        select t.id from turn as t where (select count(*) from turn) = %(configs)s order by t.id desc limit 1
+    ) as walked_to,
+    case when not exists (select from picked) then exists (
+        select from outbox.postback_configs as c
+        where c.governed and c.is_active and c.paused_at is null and c.deleted_at is null
+            and c.rate_limit is not null and c.circuit_opened_at is null
+            and exists (
+                select from outbox.deliveries as w
+                where w.state = 'pending' and w.config_id = c.id and w.due_at <= now()
+            )
+    ) else false end as short_of_tokens,
     exists (
         select from seen as s group by s.config_id
         having count(*) = %(looked_at)s and count(*) filter (where s.earlier = 0) = 0
@@ -213,6 +227,8 @@ select exists (
 class Governed(Claimed):
     """What a claim of governed configs leased to us."""
 
+    walked_to: UUID | None
+    """The last config that was served, where the walk ended before the last of all."""
     short_of_tokens: bool
     """Whether something is due that only waits for its config's rate limit."""
     saw_blocked_only: bool
@@ -226,12 +242,16 @@ async def prepare(conn: AsyncConnection) -> bool:
 
 
 async def claim_governed(
-    conn: AsyncConnection, *, slots: int, room: int, rooms: Mapping[UUID, int], lease: float
+    conn: AsyncConnection, *, after: UUID, slots: int, room: int, rooms: Mapping[UUID, int], lease: float
 ) -> Governed:
-    """Lease up to `slots` due deliveries of governed configs for `lease` seconds, as their rules allow."""
+    """Lease up to `slots` due deliveries of governed configs for `lease` seconds, as their rules allow.
+
+    It walks the configs whose id is above `after`.
+    """
     cursor = await conn.execute(
         _CLAIM_GOVERNED.encode(),
         {
+            "after": after, "configs": CONFIGS_AT_ONCE,
             "slots": slots, "room": room, "lease": lease, "busy": list(rooms), "rooms": list(rooms.values()),
             "looked_at": LOOKED_AT, "parked": PARKED_SECONDS, "parked_longest": PARKED_LONGEST,
             "first_probe": FIRST_PROBE_SECONDS, "longest_probe": LONGEST_PROBE_SECONDS,
@@ -239,6 +259,6 @@ async def claim_governed(
         binary=True,
     )  # fmt: skip
     found = await cursor.fetchall()
-    now, short_of_tokens, saw_blocked_only = found[0][:3]
-    deliveries = [Delivery(*row[3:]) for row in found if row[3] is not None]
-    return Governed(deliveries, now, short_of_tokens, saw_blocked_only)
+    now, walked_to, short_of_tokens, saw_blocked_only = found[0][:4]
+    deliveries = [Delivery(*row[4:]) for row in found if row[4] is not None]
+    return Governed(deliveries, now, walked_to, short_of_tokens, saw_blocked_only)

@@ -39,7 +39,9 @@ async def route(conn: psycopg.AsyncConnection, *, rows: int = 1000, slots: int =
 
 async def claim(conn: psycopg.AsyncConnection, *, slots: int = 100, room: int = 100) -> list[Delivery]:
     await governed.prepare(conn)
-    return (await governed.claim_governed(conn, slots=slots, room=room, rooms={}, lease=60)).deliveries
+    return (
+        await governed.claim_governed(conn, after=UUID(int=0), slots=slots, room=room, rooms={}, lease=60)
+    ).deliveries
 
 
 async def settle(conn: psycopg.AsyncConnection, delivery: Delivery, outcome: Outcome) -> None:
@@ -216,11 +218,31 @@ async def test_a_rate_limit_holds_over_all_daemons(
     contacts.execute(
         "update outbox.config_state set refilled_at = now() + interval '50 seconds', tokens = tokens + 150"
     )
-    held_back = await governed.claim_governed(aconn, slots=9, room=9, rooms={}, lease=60)
+    held_back = await governed.claim_governed(aconn, after=UUID(int=0), slots=9, room=9, rooms={}, lease=60)
     assert (held_back.deliveries, held_back.short_of_tokens) == ([], True)
     contacts.execute("update outbox.config_state set refilled_at = now() - interval '1 hour', tokens = 0")
     assert len(await claim(aconn)) == 3
     await link.drop()
+
+
+async def test_the_walk_over_many_configs_goes_on_where_it_ended(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim serves some configs, the next one those behind them, until all were served."""
+    monkeypatch.setattr(governed, "CONFIGS_AT_ONCE", 4)
+    configs = {add_config(contacts, URL, rate_limit=5) for _ in range(10)}
+    change(contacts, "a")
+    await route(aconn)
+    await governed.prepare(aconn)
+    after: UUID | None = UUID(int=0)
+    served: list[UUID] = []
+    sizes = []
+    while after is not None:
+        found = await governed.claim_governed(aconn, after=after, slots=99, room=9, rooms={}, lease=60)
+        served += [each.config_id for each in found.deliveries]
+        sizes.append(len(found.deliveries))
+        after = found.walked_to
+    assert (sizes, set(served), len(served)) == ([4, 4, 2], configs, 10)
 
 
 async def test_an_open_circuit_lets_a_probe_through_now_and_then(
@@ -372,7 +394,7 @@ async def test_the_next_change_is_found_by_the_index_of_the_order(
     for query, arrays in ((queue._SETTLE, True), (governed._CLAIM_GOVERNED, False)):  # noqa: SLF001 - no other way to its plan
         names_ = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", query)))
         values: dict[str, object] = dict.fromkeys(names_, [] if arrays else 1)
-        values |= {} if arrays else {"busy": [], "rooms": []}
+        values |= {} if arrays else {"busy": [], "rooms": [], "after": UUID(int=0)}
         rows = await (await aconn.execute(b"explain (costs off) " + query.encode(), values)).fetchall()
         plans += "\n".join(line for (line,) in rows) + "\n"
     by_index = set(re.findall(r"using (deliveries_\w+) on deliveries (?:n|e)_", plans))
