@@ -176,8 +176,8 @@ async def test_owed_events_stay_and_are_delivered_with_the_same_bytes(
         [request] = receiver.requests
         assert dict(request.form)["data"] == data
         assert request.headers["webhook-id"] == str(owed)
-        # Acknowledged, it is owed no more, and leaves the default partition.
-        assert (await prune(aconn)).default_rows == {"events_default": 1, "attempts_default": 0}
+        # Acknowledged, it is owed no more, and leaves the default partition: the daemon's housekeeping may be first.
+        await prune(aconn)
         assert where(conn, owed) == []
 
 
