@@ -147,24 +147,29 @@ with turn as materialized (
     where f.place <= f.allowed
     order by f.place, f.due_at limit %(slots)s
 ), picked as materialized (
-    select d.event_id, d.config_id from chosen as s
-    join outbox.deliveries as d on d.event_id = s.event_id and d.config_id = s.config_id
-    where d.state <> 'dead' and d.due_at = s.due_at
-    for no key update of d skip locked
+    select d.row, s.config_id from chosen as s
+    cross join lateral (
+        select d.ctid as row from outbox.deliveries as d
+        where d.event_id = s.event_id and d.config_id = s.config_id and d.state <> 'dead' and d.due_at = s.due_at
+        for no key update of d skip locked
+    ) as d
 ), blocked as materialized (
-    select d.event_id, d.config_id, s.wait_until from seen as s
-    join outbox.deliveries as d on d.event_id = s.event_id and d.config_id = s.config_id
-    where s.earlier > 0 and d.state <> 'dead' and d.due_at = s.due_at
-    for no key update of d skip locked
+    select d.row, s.wait_until from seen as s
+    cross join lateral (
+        select d.ctid as row from outbox.deliveries as d
+        where d.event_id = s.event_id and d.config_id = s.config_id and d.state <> 'dead' and d.due_at = s.due_at
+        for no key update of d skip locked
+    ) as d
+    where s.earlier > 0
 ), parked as (
     update outbox.deliveries as d set due_at = b.wait_until, leased = false,
         attempts_uncounted = d.attempts_uncounted + d.leased::integer
-    from blocked as b where d.event_id = b.event_id and d.config_id = b.config_id
+    from blocked as b where d.ctid = b.row
 ), claimed as (
     update outbox.deliveries as d
     set attempts = d.attempts + 1, leased = true, due_at = now() + make_interval(secs => %(lease)s),
         attempts_uncounted = d.attempts_uncounted + d.leased::integer
-    from picked as p where d.event_id = p.event_id and d.config_id = p.config_id
+    from picked as p where d.ctid = p.row
     returning d.event_id, d.config_id, d.event_created_at, d.attempts, d.attempts_uncounted
 ), spent as (
     update outbox.config_state as s

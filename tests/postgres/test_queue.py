@@ -1,6 +1,7 @@
 """Route, claim, settle and release keep every promise of the queue, each in one statement."""
 
 import datetime as dt
+import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from uuid import UUID
@@ -167,3 +168,28 @@ async def test_every_config_has_its_turn(contacts: psycopg.Connection, aconn: ps
         served.update(ids)
         after = START if len(ids) < 10 else ids[-1]
     assert served.keys() == wanted
+
+
+async def test_no_statement_reads_the_whole_debt_for_its_few_rows(contacts: psycopg.Connection, db: str) -> None:
+    """Also where the planner believes the table empty, as a vacuum leaves it whenever all was delivered."""
+    config = add_config(contacts)
+    fill = "insert into outbox.deliveries (event_id, config_id, event_created_at) select gen_random_uuid(), %s, now() "
+    contacts.execute((fill + "from generate_series(1, 5000)").encode(), [config])
+    contacts.execute("delete from outbox.deliveries")
+    contacts.execute("vacuum analyze outbox.deliveries")
+    contacts.execute((fill + "from generate_series(1, 5000)").encode(), [config])
+    believed = contacts.execute("select reltuples from pg_class where oid = 'outbox.deliveries'::regclass").fetchone()
+    assert believed == (0,)
+    link = Link(db, "test")
+    fresh = await link.connection()
+    for query, values in (
+        (queue._SETTLE, {}),  # noqa: SLF001 - no other way to its plan
+        (queue._RELEASE, {"after": 0}),  # noqa: SLF001
+        (queue._CLAIM, {"after": START, "slots": 9, "room": 9, "lease": 60, "busy": [], "rooms": []}),  # noqa: SLF001
+    ):
+        asked: dict[str, object] = {name: [] for name in re.findall(r"%\((\w+)\)s", query)}
+        rows = await (await fresh.execute(b"explain (costs off) " + query.encode(), asked | values)).fetchall()
+        plan = "\n".join(line for (line,) in rows)
+        assert "Join Filter" not in plan, plan
+        assert "Tid Scan on deliveries" in plan, plan
+    await link.drop()
