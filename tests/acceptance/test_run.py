@@ -103,7 +103,7 @@ def test_health_follows_the_database_and_the_outage_is_said_once(own_server: Sta
         server.start_server()
         eventually_true(lambda: _answer(f"{url}/readyz")[0] == 200)
         assert len(daemon.events("database.lost")) == 1
-        assert len(daemon.events("database.returned")) == 1
+        assert len(daemon.wait_for_event("database.returned")) == 1
         assert daemon.stop() == 0
 
 
