@@ -5,9 +5,10 @@ import base64
 import contextlib
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Self
+
+from tests.threads import Started, serving
 
 Answering = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 """What a proxy does in place of a tunnel, once it has read the request; then it closes the connection."""
@@ -32,7 +33,7 @@ class ForwardProxy:
         with contextlib.ExitStack() as stack:
             listener = stack.enter_context(socket.create_server(("127.0.0.1", self._port)))
             self.port = listener.getsockname()[1]
-            stack.enter_context(self._thread(listener))
+            stack.enter_context(serving("proxy", lambda started: self._serve(listener, started)))
             self._stack = stack.pop_all()
         return self
 
@@ -50,19 +51,7 @@ class ForwardProxy:
         with self._lock:
             return self._heads.copy()
 
-    @contextlib.contextmanager
-    def _thread(self, listener: socket.socket) -> Iterator[None]:
-        started: Future[Callable[[], None]] = Future()
-        with ThreadPoolExecutor(1, "proxy") as thread:
-            served = thread.submit(lambda: asyncio.run(self._serve(listener, started)))
-            stop = started.result()
-            try:
-                yield
-            finally:
-                stop()
-                served.result()
-
-    async def _serve(self, listener: socket.socket, started: Future[Callable[[], None]]) -> None:
+    async def _serve(self, listener: socket.socket, started: Started) -> None:
         loop, stopped = asyncio.get_running_loop(), asyncio.Event()
         conversations: set[asyncio.Task[None]] = set()
 

@@ -20,7 +20,6 @@ import urllib.parse
 import zlib
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -28,6 +27,7 @@ from typing import Any, Self
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from tests.certificates import Identity, self_signed
+from tests.threads import Started, serving
 
 POLL_SECONDS = 0.005
 HEAD_LIMIT = 1 << 20  # bytes of a request's head; bodies have no limit
@@ -382,7 +382,7 @@ class Receiver:
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1024))
             listener.setblocking(False)
             self.url = f"{'https' if identity else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
-            stack.enter_context(self._thread(listener))
+            stack.enter_context(serving("receiver", lambda started: self._serve(listener, started)))
             self._stack = stack.pop_all()
         return self
 
@@ -464,20 +464,7 @@ class Receiver:
                 )
             yield
 
-    @contextlib.contextmanager
-    def _thread(self, listener: socket.socket) -> Iterator[None]:
-        """Serve in a thread; what went wrong there is raised at the end."""
-        started: Future[Callable[[], None]] = Future()
-        with ThreadPoolExecutor(1, "receiver") as thread:
-            served = thread.submit(lambda: asyncio.run(self._serve(listener, started)))
-            stop = started.result()
-            try:
-                yield
-            finally:
-                stop()
-                served.result()
-
-    async def _serve(self, listener: socket.socket, started: Future[Callable[[], None]]) -> None:
+    async def _serve(self, listener: socket.socket, started: Started) -> None:
         loop, stopped = asyncio.get_running_loop(), asyncio.Event()
         connections: set[asyncio.Task[None]] = set()
 

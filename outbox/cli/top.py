@@ -21,7 +21,7 @@ from outbox.cli.top_words import age, milliseconds, rate
 from outbox.core.activity import RATE_SECONDS, ConfigLook, Look, Sort, Totals, base, ordered, totals
 from outbox.daemon.doctor import application_name
 from outbox.errors import OutboxError, UsageError
-from outbox.postgres import activity, configs
+from outbox.postgres import activity, configs, figures
 from outbox.postgres.pool import TRANSIENT, Link
 from outbox.settings import Settings
 
@@ -82,7 +82,7 @@ def _require_terminal() -> None:
 
 async def _once(settings: Settings) -> tuple[Look, Totals]:
     name = application_name(options.needed(settings.dsn))
-    async with options.connect(settings, session=activity.SETTINGS) as conn:
+    async with options.connect(settings, session=figures.SETTINGS) as conn:
         before = await activity.look(conn, application_name=name)
         await asyncio.sleep(1)
         now = await activity.look(conn, application_name=name)
@@ -99,7 +99,7 @@ class _Top:
         self._terminal = terminal.Terminal(sys.stdin.fileno(), sys.stdout.fileno())
         self._settings = settings
         self._dsn = options.needed(settings.dsn)
-        self._link = Link(self._dsn, "command", settings=activity.SETTINGS, pooling=settings.pooling)
+        self._link = Link(self._dsn, "command", settings=figures.SETTINGS, pooling=settings.pooling)
         self._interval = interval
         self._view = View(sort=sort)
         self._looks: deque[Look] = deque()

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from uuid import UUID
+
+from outbox.core.model import ConfigStanding
 
 RATE_SECONDS = 10.0
 """Rates are over so many of the last seconds."""
@@ -36,27 +37,11 @@ NO_TRIES = Tries(0, 0, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConfigLook:
+class ConfigLook(ConfigStanding):
     """One config at the moment of a look."""
 
-    id: UUID
-    location_id: str | None
-    resource: str
-    url: str
-    """Without what may be secret in it: user, password, query."""
-    is_active: bool
-    is_paused: bool
-    circuit_is_open: bool
-    disabled_reason: str | None
-    pending: int
-    """Deliveries still to be made."""
-    due: int
-    """Of these, the ones that could be sent now and wait only for a daemon."""
     in_flight: int
-    """Of these, the ones that a daemon has in hand."""
-    dead: int
-    oldest_due_s: float
-    """For how many seconds the oldest due one has been due; 0 when none is."""
+    """Of the pending, the ones that a daemon has in hand."""
     delivered: Tries = NO_TRIES
     failed: Tries = NO_TRIES
     p95_ms: int | None = None

@@ -61,6 +61,30 @@ class PostbackConfig:
     """Counts edits."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigStanding:
+    """How one config stands, and what it owes."""
+
+    id: UUID
+    location_id: str | None
+    resource: str
+    url: str
+    """Without what may be secret in it: user, password, query."""
+    is_active: bool
+    is_paused: bool
+    circuit_is_open: bool
+    """It failed many times in a row, and gets a probe now and then."""
+    disabled_reason: str | None
+    """Why it was switched off, when it was not by a person."""
+    pending: int
+    """Deliveries still to be made."""
+    due: int
+    """Of these, the ones that could be sent now and wait only for a daemon."""
+    dead: int
+    oldest_due_s: float
+    """For how many seconds the oldest due one has been due; 0 when none is."""
+
+
 @dataclass(frozen=True, slots=True)
 class User:
     """Who may use the API, and for which locations."""

@@ -42,9 +42,9 @@ async def _ask(resolver: Resolver, host: str, guard: Guard) -> Failure | None:
     try:
         permitted(await resolver.addresses(host, _ANY_PORT), guard)
     except DialError as error:
-        failure = error.failure
-        # Whoever asks here runs the daemon, and may know it.
-        return replace(failure, message=failure.message.replace("the host's address", failure.address or host))
+        # Whoever asks here runs the daemon, and may know the address.
+        address = error.failure.address or host
+        return replace(error.failure, message=f"{address} is {guard.address_refusal(address)}")
     except socket.gaierror as error:
         return Failure(FailureKind.RESOLVE, f"the host has no address: {error.strerror}")
     except (OSError, UnicodeError):

@@ -32,9 +32,6 @@ PATIENCE = 0.01
 LATE = 10.0
 """Seconds that something of a config must have been due for the config to be named."""
 
-# A good guest: one process, no compiling for a query of 0.2 s, and an end to it.
-_SETTINGS = {"max_parallel_workers_per_gather": "0", "jit": "off", "statement_timeout": "30s"}
-
 log = structlog.get_logger("outbox")
 
 
@@ -57,7 +54,7 @@ class DebtWatch:
     """
 
     def __init__(self, dsn: str, *, worst: int, pooling: Pooling = Pooling.AUTO) -> None:
-        self._link = Link(dsn, "metrics", settings=_SETTINGS, pooling=pooling)
+        self._link = Link(dsn, "metrics", settings=figures.SETTINGS, pooling=pooling)
         self._worst = worst
         self._known: Debt | None = None
         self._next_at = 0.0

@@ -10,10 +10,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import class_row, dict_row
 
 from outbox.core.activity import RATE_SECONDS, ConfigLook, Daemon, Look, Tries
-from outbox.postgres.figures import DEBT, SHOWN_URL
-
-SETTINGS = {"max_parallel_workers_per_gather": "0", "jit": "off", "statement_timeout": "30s"}
-"""What a good guest's connection brings: one process, no compiling for so short a query, and an end to it."""
+from outbox.postgres.figures import DEBT, STANDING
 
 TRY_SECONDS = 60
 """How far back tries are looked at: one that ended within the last RATE_SECONDS began later, unless it was endless."""
@@ -28,9 +25,7 @@ _CONFIGS = f"""
     select d.config_id, count(*) as in_flight from outbox.deliveries as d
     where d.state = 'pending' and d.due_at > now() and d.leased group by d.config_id
 )
-select debt.id, debt.location_id, debt.resource, {SHOWN_URL} as url, debt.is_active, debt.is_paused,
-    debt.circuit_is_open, debt.disabled_reason, debt.pending, debt.due, coalesce(h.in_flight, 0) as in_flight,
-    debt.dead, debt.oldest_due_s
+select {STANDING}, coalesce(h.in_flight, 0) as in_flight
 from debt left join in_hand as h on h.config_id = debt.id
 """  # noqa: S608 - our own words
 

@@ -6,10 +6,13 @@ No history is counted here: it can hold 10^8 rows.
 import dataclasses
 from dataclasses import dataclass
 from datetime import datetime
+from typing import LiteralString
 from uuid import UUID
 
 from psycopg import AsyncConnection
 from psycopg.rows import class_row
+
+from outbox.core.model import ConfigStanding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,24 +39,9 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConfigHealth:
+class ConfigHealth(ConfigStanding):
     """One config: what it owes and how its last tries went. Counts as in Figures."""
 
-    id: UUID
-    location_id: str | None
-    resource: str
-    url: str
-    """Without what may be secret in it: user, password, query."""
-    is_active: bool
-    is_paused: bool
-    circuit_is_open: bool
-    """It failed many times in a row, and gets a probe now and then."""
-    disabled_reason: str | None
-    """Why it was switched off, when it was not by a person."""
-    pending: int
-    due: int
-    dead: int
-    oldest_due_s: float
     last_success_at: datetime | None
     last_failure_at: datetime | None
     last_failure: str | None
@@ -70,8 +58,14 @@ class ConfigDebt:
     oldest_due_s: float
 
 
-# Without what may be secret in it: user, password, query.
-SHOWN_URL = r"regexp_replace(debt.url, '^([^:]+://)(?:[^/?#]*@)?([^?#]*).*$', '\1\2')"
+SETTINGS = {"max_parallel_workers_per_gather": "0", "jit": "off", "statement_timeout": "30s"}
+"""What who counts again and again brings: one process, no compiling for so short a query, and an end to it."""
+
+
+def shown_url(column: LiteralString) -> LiteralString:
+    """Return the URL in a column without what may be secret in it (user, password, query), as an expression."""
+    return rf"regexp_replace({column}, '^([^:]+://)(?:[^/?#]*@)?([^?#]*).*$', '\1\2')"
+
 
 # Both partial indexes hold all that is asked of the debt. The tempting `count(*) filter (where state = …)` over the
 # table reads its rows, errors and all.
@@ -102,6 +96,10 @@ with owed as (
 )
 """
 
+STANDING = f"""debt.id, debt.location_id, debt.resource, {shown_url("debt.url")} as url, debt.is_active,
+    debt.is_paused, debt.circuit_is_open, debt.disabled_reason, debt.pending, debt.due, debt.dead, debt.oldest_due_s"""
+"""What ConfigStanding has of a row of `debt`."""
+
 _FIGURES = """
 select (select max(m.version) from outbox.migrations as m) as schema_version,
     (select count(*) from outbox.outbox) as unrouted,
@@ -115,10 +113,7 @@ from debt
 # The last success and failure are the ends of two indexes: a probe for each config. The tempting
 # `max(at) … group by config_id` reads every try of the history.
 _HEALTH = f"""
-select debt.id, debt.location_id, debt.resource,
-    {SHOWN_URL} as url,
-    debt.is_active, debt.is_paused, debt.circuit_is_open, debt.disabled_reason,
-    debt.pending, debt.due, debt.dead, debt.oldest_due_s,
+select {STANDING},
     success.at as last_success_at, failure.at as last_failure_at, failure.error as last_failure
 from debt
 left join lateral (

@@ -11,7 +11,7 @@ from psycopg import AsyncConnection
 
 from outbox.core.model import Delivery
 from outbox.postgres.circuits import FIRST_PROBE_SECONDS, LONGEST_PROBE_SECONDS
-from outbox.postgres.queue import Claimed
+from outbox.postgres.queue import ID_BEGINS, Claimed
 
 CONFIGS_AT_ONCE = 50
 """Configs that one claim serves: of a thousand the next fifty are served by the next claim."""
@@ -137,8 +137,7 @@ with turn as materialized (
         where s.earlier = 0 and (not s.ordered or s.event_id < coalesce(
             (
                 select (
-                    lpad(to_hex(min(o.seq) >> 12), 12, '0') || '8' || lpad(to_hex(min(o.seq) & 4095), 3, '0')
-                    || '0000000000000000'
+                    {id_begins} || '0000000000000000'
                 )::uuid
                 from outbox.outbox as o
             ), 'ffffffff-ffff-ffff-ffff-ffffffffffff'
@@ -210,7 +209,7 @@ left join lateral (
     select e.type, e.resource, e.data, e.expansions, e.traceparent from outbox.events as e
     where e.id = c.event_id and e.created_at = c.event_created_at
 ) as e on true
-"""
+""".replace("{id_begins}", ID_BEGINS.replace("{seq}", "min(o.seq)"))
 
 # The rows that a claim locks. One for each config that is governed, and none for the others.
 _PREPARE = """
@@ -247,16 +246,23 @@ async def prepare(conn: AsyncConnection) -> bool:
 
 
 async def claim_governed(
-    conn: AsyncConnection, *, after: UUID, slots: int, room: int, rooms: Mapping[UUID, int], lease: float
+    conn: AsyncConnection,
+    *,
+    after: UUID,
+    slots: int,
+    room: int,
+    rooms: Mapping[UUID, int],
+    lease: float,
+    configs: int = CONFIGS_AT_ONCE,
 ) -> Governed:
     """Lease up to `slots` due deliveries of governed configs for `lease` seconds, as their rules allow.
 
-    It walks the configs whose id is above `after`.
+    It walks the configs whose id is above `after`, and serves at most `configs` of them.
     """
     cursor = await conn.execute(
         _CLAIM_GOVERNED.encode(),
         {
-            "after": after, "configs": CONFIGS_AT_ONCE,
+            "after": after, "configs": configs,
             "slots": slots, "room": room, "lease": lease, "busy": list(rooms), "rooms": list(rooms.values()),
             "looked_at": LOOKED_AT, "parked": PARKED_SECONDS, "parked_longest": PARKED_LONGEST,
             "first_probe": FIRST_PROBE_SECONDS, "longest_probe": LONGEST_PROBE_SECONDS,

@@ -6,11 +6,15 @@ Only the database's now() decides when something is due. No statement here holds
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import LiteralString
 from uuid import UUID
 
 from psycopg import AsyncConnection
 
 from outbox.core.model import Attempt, Delivery, Retry
+
+# An event's id begins with its seq: 60 bits, and the version between them, so that ids sort in the order of capture.
+ID_BEGINS: LiteralString = "lpad(to_hex({seq} >> 12), 12, '0') || '8' || lpad(to_hex({seq} & 4095), 3, '0')"
 
 # Route: outbox rows become events and their deliveries, in one statement, so that a crash loses or doubles nothing.
 #
@@ -32,8 +36,7 @@ with taken as materialized (
         o.expansions, o.traceparent
 ), named as materialized (
     select r.*, (
-        lpad(to_hex(r.seq >> 12), 12, '0') || '8' || lpad(to_hex(r.seq & 4095), 3, '0')
-        || substr(gen_random_uuid()::text, 20)
+        {id_begins} || substr(gen_random_uuid()::text, 20)
     )::uuid as id
     from removed as r
 ), kept as (
@@ -77,7 +80,7 @@ select now(), (select count(*) from named)::integer as routed, (select max(seq) 
     r.data::text, r.expansions::text, r.traceparent
 from (select 1) as one
 left join ranked as r on r.leased
-"""
+""".replace("{id_begins}", ID_BEGINS.replace("{seq}", "r.seq"))
 
 # Claim: due deliveries, fair over configs.
 #

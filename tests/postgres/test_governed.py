@@ -226,10 +226,9 @@ async def test_a_rate_limit_holds_over_all_daemons(
 
 
 async def test_the_walk_over_many_configs_goes_on_where_it_ended(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
 ) -> None:
     """A claim serves some configs, the next one those behind them, until all were served."""
-    monkeypatch.setattr(governed, "CONFIGS_AT_ONCE", 4)
     configs = {add_config(contacts, URL, rate_limit=5) for _ in range(10)}
     change(contacts, "a")
     await route(aconn)
@@ -238,7 +237,7 @@ async def test_the_walk_over_many_configs_goes_on_where_it_ended(
     served: list[UUID] = []
     sizes = []
     while after is not None:
-        found = await governed.claim_governed(aconn, after=after, slots=99, room=9, rooms={}, lease=60)
+        found = await governed.claim_governed(aconn, after=after, slots=99, room=9, rooms={}, lease=60, configs=4)
         served += [each.config_id for each in found.deliveries]
         sizes.append(len(found.deliveries))
         after = found.walked_to

@@ -7,7 +7,7 @@ from psycopg import AsyncConnection
 
 from outbox.core.finding import OK, PROBLEM, WARNING, Finding, and_more, duration
 from outbox.postgres.diagnosis.rows import rows
-from outbox.postgres.figures import figures
+from outbox.postgres.figures import figures, shown_url
 
 DAYS_AHEAD = 6
 """Daemons make a week of partitions, each minute: today and these days are there when one did its work yesterday."""
@@ -138,9 +138,9 @@ _SHOWN = 10
 # Each probe is bounded. A config fails when no success came after the tenth last failure, so most cost one probe of a
 # few days' partitions. The tempting "last success, and how many failures since" opens every day of the history for
 # every config. A condition of a lateral join stands inside it: in its ON it would be asked after all was counted.
-_CONFIGS = """
+_CONFIGS = f"""
 select c.id, c.resource, c.is_active, c.paused_at, c.disabled_at, c.disabled_reason,
-    regexp_replace(c.url, '^([^:]+://)(?:[^/?#]*@)?([^?#]*).*$', '\\1\\2') as url, owed.count as owed,
+    {shown_url("c.url")} as url, owed.count as owed,
     (
         select a.at from outbox.attempts as a
         where a.config_id = c.id and a.outcome = 'delivered' order by a.at desc limit 1
@@ -174,13 +174,13 @@ where c.deleted_at is null and (
 )
 order by c.created_at, c.id
 limit %(shown)s
-"""
-_OPEN_CIRCUITS = """
-select c.id, c.circuit_opened_at, regexp_replace(c.url, '^([^:]+://)(?:[^/?#]*@)?([^?#]*).*$', '\\1\\2') as url
+"""  # noqa: S608 - our own words
+_OPEN_CIRCUITS = f"""
+select c.id, c.circuit_opened_at, {shown_url("c.url")} as url
 from outbox.postback_configs as c
 where c.governed and c.is_active and c.paused_at is null and c.deleted_at is null and c.circuit_opened_at is not null
 order by c.circuit_opened_at, c.id limit %(shown)s
-"""
+"""  # noqa: S608 - our own words
 _RESOURCES = """
 select c.resource, count(*)::int as configs from outbox.postback_configs as c
 where c.deleted_at is null and c.is_active and c.resource <> 'postbackconfig' and not exists (
