@@ -30,7 +30,7 @@ async def bare_loop(url: str, bodies: list[bytes]) -> None:
     async def send() -> None:
         for body in left:
             headers = postback.headers(
-                uuid.uuid4(), timestamp=int(time.time()), user_agent="bare", authorization=None, signature=None
+                str(uuid.uuid4()), timestamp=int(time.time()), user_agent="bare", authorization=None, signature=None
             )
             async with session.post(url, data=body, headers=headers, allow_redirects=False) as answer:
                 await answer.read()

@@ -8,12 +8,15 @@ import atexit
 import json
 import logging
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 from outbox.core.printable import clean, clean_json
+
+_json_lines: "_Lines | None" = None
 
 # Made once: json.dumps makes an encoder for each line, which takes longer than the line.
 _encode = json.JSONEncoder(default=str, ensure_ascii=False).encode
@@ -52,6 +55,8 @@ def configure(*, level: int = logging.INFO, colours: bool | None = None, with_co
     """
     for_people = sys.stderr.isatty() if colours is None else colours
     lines = _Lines()
+    global _json_lines  # noqa: PLW0603 - as structlog's own configuration: one for the process
+    _json_lines = None if for_people or level > logging.INFO else lines
     atexit.register(lines.flush)
     structlog.configure(
         processors=[
@@ -63,6 +68,14 @@ def configure(*, level: int = logging.INFO, colours: bool | None = None, with_co
         logger_factory=lambda *_: lines,
         cache_logger_on_first_use=True,
     )
+
+
+def json_lines() -> Callable[[str], None] | None:
+    """Return what writes a finished JSON line of level info.
+
+    None where structlog has to make it: for a person, or because this level is not shown.
+    """
+    return None if _json_lines is None else _json_lines.msg
 
 
 def _complete(logger: WrappedLogger, level: str, event: EventDict) -> EventDict:

@@ -282,7 +282,7 @@ async def _send_example(subscription: PostbackConfig, settings: Settings) -> tup
         {"id": "test", "location_id": subscription.location_id, "test": True}, ensure_ascii=False, separators=(",", ":")
     )
     body = postback.form_body(EventType.CREATE, subscription.resource, 1, data)
-    event_id, timestamp = uuid4(), int(time.time())
+    event_id, timestamp = str(uuid4()), int(time.time())
     credentials = Credentials.of(subscription, SecretBox(settings.secret_key))
     headers = postback.headers(
         event_id,

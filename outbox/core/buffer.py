@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from outbox.core.model import Delivery
@@ -22,8 +23,7 @@ PACE_WINDOW = 0.25
 """Seconds over which a config's pace is measured."""
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(NamedTuple):
     """A delivery in hand, with its lease."""
 
     delivery: Delivery

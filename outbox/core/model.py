@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 from uuid import UUID
 
 
@@ -100,9 +100,11 @@ class User:
         return self.location_ids is None
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """A claimed delivery: an event owed to a config, leased to us for one try."""
+class Delivery(NamedTuple):
+    """A claimed delivery: an event owed to a config, leased to us for one try.
+
+    A tuple, because it is made once for each row: a frozen dataclass takes five times as long.
+    """
 
     event_id: UUID
     config_id: UUID
@@ -187,8 +189,7 @@ class Dead:
 Outcome = Delivered | Retry | Dead
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """One finished try, ready to be settled."""
 
     delivery: Delivery

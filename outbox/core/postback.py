@@ -2,7 +2,6 @@
 
 import base64
 import functools
-from uuid import UUID
 
 from yarl import URL
 
@@ -27,7 +26,7 @@ def _form(**fields: str) -> str:
 
 
 def headers(
-    event_id: UUID,
+    event_id: str,
     *,
     timestamp: int,
     user_agent: str,
@@ -43,7 +42,7 @@ def headers(
     found = {
         "User-Agent": user_agent,
         "Content-Type": CONTENT_TYPE,
-        "webhook-id": str(event_id),
+        "webhook-id": event_id,
         "webhook-timestamp": str(timestamp),
     }
     if authorization is not None:

@@ -7,7 +7,6 @@ import hmac
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from uuid import UUID
 
 from outbox.errors import OutboxError
 
@@ -73,9 +72,9 @@ def rotated(secrets: Sequence[Secret], key: bytes, *, now: int, overlap: int) ->
     return (Secret(key), *former)
 
 
-def signature(secrets: Sequence[Secret], event_id: UUID, timestamp: int, body: bytes) -> str:
+def signature(secrets: Sequence[Secret], event_id: str, timestamp: int, body: bytes) -> str:
     """Return the value of webhook-signature: one `v1,…` for each secret that signs at `timestamp`, the newest first."""
-    signed = b"%b.%d.%b" % (str(event_id).encode("ascii"), timestamp, body)
+    signed = b"%b.%d.%b" % (event_id.encode("ascii"), timestamp, body)
     return " ".join(
         "v1," + base64.b64encode(hmac.digest(each.key, signed, "sha256")).decode("ascii")
         for each in secrets

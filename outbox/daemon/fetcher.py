@@ -43,7 +43,7 @@ BYTES_IN_HAND = 16_000_000
 """Bytes of records that are claimed ahead at most, by the mean size of the last ones."""
 
 FIRST_GUESS = 1_000_000
-"""Bytes of a record before any was seen: the first claims are small."""
+"""Bytes of a record before any was seen: the first claim is small."""
 
 RECHECK_SECONDS = 1.0
 """How soon a config that was paused or edited is obeyed for what was claimed before."""
@@ -96,7 +96,7 @@ class Fetcher:
         self._governed_not_before = 0.0
         self._governed_is_owed = False
         self._is_short_of_tokens = False
-        self._record_bytes = float(FIRST_GUESS)
+        self._record_bytes: float | None = None
         self._doorbell_is_up = False
         self._stopping = False
         self.has_governed = False
@@ -248,7 +248,8 @@ class Fetcher:
             raise
         texts = [(each.data or "", each.expansions or "") for each in claimed.deliveries]
         size = sum(len(data) + len(expansions) for data, expansions in texts) / len(texts)
-        self._record_bytes = max(1000.0, size, (self._record_bytes + size) / 2)
+        known = size if self._record_bytes is None else self._record_bytes
+        self._record_bytes = max(1000.0, size, (known + size) / 2)
         start_before = clock + self._wait_in_hand
         self._buffer.put([Held(delivery, claimed.now, clock, start_before) for delivery in claimed.deliveries])
         self._start_senders()
@@ -256,7 +257,7 @@ class Fetcher:
     def _slots(self) -> int:
         """How many deliveries may be claimed now. A record larger than the budget is taken by itself."""
         in_hand = self._buffer.in_hand
-        by_size = max(0 if in_hand else 1, int(BYTES_IN_HAND / self._record_bytes) - in_hand)
+        by_size = max(0 if in_hand else 1, int(BYTES_IN_HAND / (self._record_bytes or FIRST_GUESS)) - in_hand)
         return min(self._buffer.slots, by_size)
 
     @property

@@ -7,14 +7,14 @@ import time
 from typing import TYPE_CHECKING
 
 import structlog
-from structlog.typing import FilteringBoundLogger
 
 from outbox import __version__
 from outbox.core import expansions, postback
 from outbox.core.buffer import Buffer, Held
-from outbox.core.model import Answer, Attempt, Failure, FailureKind, PostbackConfig, Retry
+from outbox.core.model import Answer, Attempt, Failure, FailureKind, PostbackConfig
 from outbox.core.outcome import Backoff, judge
 from outbox.core.tally import Tally
+from outbox.daemon.attempt_log import AttemptLog
 from outbox.daemon.settler import Settler
 from outbox.daemon.targets import Target, Targets
 from outbox.errors import UnsentError
@@ -69,7 +69,7 @@ class Senders:
         self._tasks: set[asyncio.Task[None]] = set()
         self._unsent = 0
         self._tell_unsent_at = 0.0
-        self._log = log.bind()  # once: the lazy one would look for its configuration at each line
+        self._attempt_log = AttemptLog()
 
     def start(self) -> None:
         """Start a task for each POST that could begin now."""
@@ -113,9 +113,10 @@ class Senders:
         if target.fault:
             self._settler.give_back(held.delivery, HOLD_SECONDS)
             return None
+        event_id = str(held.delivery.event_id)
         span = self._tracing.begin(held.delivery, target.config.url) if self._tracing else None
         try:
-            result = await self._post(held, target, started, span)
+            result = await self._post(held, target, event_id, started, span)
         except (UnsentError, asyncio.CancelledError) as error:
             if span:
                 span.abandon()
@@ -127,14 +128,16 @@ class Senders:
             return None
         except Exception:
             # A bug of ours. It uses up a try all the same, or one record could keep the daemon busy for ever.
-            log.exception("sender.failed", event_id=str(held.delivery.event_id))
+            log.exception("sender.failed", event_id=event_id)
             result = Failure(FailureKind.BROKEN, "an internal error; the daemon's log has it")
-        attempt = self._conclude(held, target, started, result)
+        attempt = self._conclude(held, target, event_id, started, result)
         if span:
             span.end(attempt, result)
         return result
 
-    async def _post(self, held: Held, target: Target, started: float, span: "TrySpan | None") -> Answer | Failure:
+    async def _post(
+        self, held: Held, target: Target, event_id: str, started: float, span: "TrySpan | None"
+    ) -> Answer | Failure:
         delivery = held.delivery
         if delivery.type is None or delivery.resource is None or delivery.data is None:
             return Failure(FailureKind.MISSING, "the event is no longer kept: its retention is over")
@@ -144,11 +147,11 @@ class Senders:
         body = postback.form_body(delivery.type, delivery.resource, delivery.attempt, data)
         timestamp = int(held.claimed_at.timestamp() + started - held.clock)
         headers = postback.headers(
-            delivery.event_id,
+            event_id,
             timestamp=timestamp,
             user_agent=USER_AGENT,
             authorization=target.credentials.authorization,
-            signature=target.credentials.signature(delivery.event_id, timestamp, body),
+            signature=target.credentials.signature(event_id, timestamp, body),
             traceparent=span.traceparent if span else delivery.traceparent,
         )
         return await self._sender.post(target.config.url, body, headers)
@@ -162,13 +165,13 @@ class Senders:
             log.warning("deliveries.unsent", count=self._unsent, error=str(error))
             self._unsent = 0
 
-    def _conclude(self, held: Held, target: Target, started: float, result: Answer | Failure) -> Attempt:
+    def _conclude(self, held: Held, target: Target, event_id: str, started: float, result: Answer | Failure) -> Attempt:
         """Judge, log, and hand over to the settler."""
         if isinstance(result, Failure) and result.kind is FailureKind.FORBIDDEN:
             log.warning(
                 "destination.forbidden",
-                event_id=str(held.delivery.event_id),
-                config_id=str(held.delivery.config_id),
+                event_id=event_id,
+                config_id=target.config_id,
                 reason=result.message,
                 address=result.address,
             )
@@ -190,7 +193,7 @@ class Senders:
             result.kind if isinstance(result, Failure) else None,
         )
         self._tally.attempted(attempt, result, duration)
-        _log_attempt(self._log, attempt)
+        self._attempt_log.note(attempt, event_id, target.config_id)
         self._buffer.unsettled += 1
         self._settler.add(attempt)
         return attempt
@@ -200,18 +203,3 @@ def _backoff(config: PostbackConfig) -> Backoff | None:
     if config.backoff == "fixed":
         return None
     return Backoff(config.backoff_limit, random.random())  # noqa: S311 - spread, not secrecy
-
-
-def _log_attempt(line: FilteringBoundLogger, attempt: Attempt) -> None:
-    delivery = attempt.delivery
-    line.info(
-        "delivery.attempted",
-        event_id=str(delivery.event_id),
-        config_id=str(delivery.config_id),
-        attempt=delivery.attempt,
-        status=attempt.status,
-        duration_ms=attempt.duration_ms,
-        outcome=attempt.outcome.name,
-        **({"due_in_s": attempt.outcome.after} if isinstance(attempt.outcome, Retry) else {}),
-        **({} if attempt.outcome.reason is None else {"error": attempt.outcome.reason}),
-    )

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable
@@ -134,7 +133,7 @@ class Settler:
         except psycopg.DataError as error:
             # No subscriber's answer may keep the outcomes from being written down.
             log.warning("answers.dropped", count=len(batch), error=" ".join(str(error).split())[:300])
-            lost = await queue.settle(conn, [dataclasses.replace(each, answer=b"") for each in batch])
+            lost = await queue.settle(conn, [each._replace(answer=b"") for each in batch])
         for _ in batch:
             self._finished.popleft()
         self.died += sum(isinstance(attempt.outcome, Dead) for attempt in batch)

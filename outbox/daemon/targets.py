@@ -44,7 +44,7 @@ class Credentials:
         except ValueError:
             raise SecretError("What is stored as the config's signing secrets is something else.") from None
 
-    def signature(self, event_id: UUID, timestamp: int, body: bytes) -> str | None:
+    def signature(self, event_id: str, timestamp: int, body: bytes) -> str | None:
         """Return the webhook-signature of one try, at epoch seconds; None when the config does not sign."""
         return signing.signature(self.secrets, event_id, timestamp, body) if self.secrets else None
 
@@ -54,6 +54,8 @@ class Target:
     """A config, ready to be posted to."""
 
     config: PostbackConfig
+    config_id: str
+    """Its id as text."""
     credentials: Credentials
     fault: str | None
     """Why nothing can be sent, for a reason that is not the subscriber's."""
@@ -99,7 +101,7 @@ class Targets:
 
     def _target(self, config: PostbackConfig) -> Target:
         try:
-            return Target(config, Credentials.of(config, self._box), None)
+            return Target(config, str(config.id), Credentials.of(config, self._box), None)
         except SecretError as error:
             log.error("config.unreadable", config_id=str(config.id), error=str(error))  # noqa: TRY400 - no bug: no traceback
-            return Target(config, Credentials(), str(error))
+            return Target(config, str(config.id), Credentials(), str(error))

@@ -10,6 +10,7 @@ import os
 import resource
 import socket
 import ssl
+import time
 from collections import defaultdict, deque
 
 import aiohappyeyeballs
@@ -86,12 +87,11 @@ class Pool:
         if self._count >= self._most_idle:
             connection.close()
             return
-        loop = asyncio.get_running_loop()
-        connection.idle_since = loop.time()
+        connection.idle_since = time.monotonic()
         self._idle[endpoint].append(connection)
         self._count += 1
         if self._sweep is None:
-            self._sweep = loop.call_later(_SWEEP, self._close_unused)
+            self._sweep = asyncio.get_running_loop().call_later(_SWEEP, self._close_unused)
 
     async def dial(self, endpoint: Endpoint, end: float) -> Connection:
         """Open a connection; `end`: the loop's time until when it is of use.
@@ -172,15 +172,15 @@ class Pool:
 
     def _close_unused(self) -> None:
         self._sweep = None
-        loop = asyncio.get_running_loop()
+        since = time.monotonic() - KEEP_ALIVE
         for endpoint, unused in list(self._idle.items()):
-            while unused and (unused[0].closed or unused[0].idle_since < loop.time() - KEEP_ALIVE):
+            while unused and (unused[0].closed or unused[0].idle_since < since):
                 unused.popleft().close()
                 self._count -= 1
             if not unused:
                 del self._idle[endpoint]
         if self._count:
-            self._sweep = loop.call_later(_SWEEP, self._close_unused)
+            self._sweep = asyncio.get_running_loop().call_later(_SWEEP, self._close_unused)
 
 
 def _is_shortage(error: OSError) -> bool:

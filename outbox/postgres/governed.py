@@ -271,5 +271,5 @@ async def claim_governed(
     )  # fmt: skip
     found = await cursor.fetchall()
     now, walked_to, short_of_tokens, saw_blocked_only = found[0][:4]
-    deliveries = [Delivery(*row[4:]) for row in found if row[4] is not None]
+    deliveries = [Delivery._make(row[4:]) for row in found if row[4] is not None]
     return Governed(deliveries, now, walked_to, short_of_tokens, saw_blocked_only)

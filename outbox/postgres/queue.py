@@ -272,7 +272,7 @@ async def route(
     )  # fmt: skip
     found = await cursor.fetchall()
     now, routed, top, created = found[0][:4]
-    return Routed([Delivery(*row[4:]) for row in found if row[4] is not None], now, routed, top, created)
+    return Routed([Delivery._make(row[4:]) for row in found if row[4] is not None], now, routed, top, created)
 
 
 async def claim(
@@ -288,7 +288,7 @@ async def claim(
         binary=True,
     )  # fmt: skip
     found = await cursor.fetchall()
-    return Claimed([Delivery(*row[1:]) for row in found], found[0][0] if found else None)
+    return Claimed([Delivery._make(row[1:]) for row in found], found[0][0] if found else None)
 
 
 async def settle(conn: AsyncConnection, attempts: Sequence[Attempt]) -> list[Attempt]:

@@ -48,13 +48,17 @@ def test_the_headers_carry_what_the_form_may_not() -> None:
     }
     made = [
         postback.headers(
-            UUID(int=1), timestamp=1472325312, user_agent="outbox/1", authorization=authorization, signature=signature
+            str(UUID(int=1)),
+            timestamp=1472325312,
+            user_agent="outbox/1",
+            authorization=authorization,
+            signature=signature,
         )
         for authorization, signature in ((None, None), ("Basic eDp5", "v1,x v1,y"))
     ]
     assert made == [common, {**common, "Authorization": "Basic eDp5", "webhook-signature": "v1,x v1,y"}]
     traced = postback.headers(
-        UUID(int=1),
+        str(UUID(int=1)),
         timestamp=1472325312,
         user_agent="outbox/1",
         authorization=None,
