@@ -23,8 +23,10 @@ ID_BEGINS: LiteralString = "lpad(to_hex({seq} >> 12), 12, '0') || '8' || lpad(to
 # open, all taken rows are still in the index, and a scan from its beginning would read them each time.
 #
 # The event's id carries seq in its first 60 bits (ids sort by capture) and 62 random ones (never the same id twice,
-# also after a restored backup set the sequence back). The first `slots` deliveries, at most `room` per config, are
-# leased at once and come back ready to send: the happy path is insert, delete, log, and no update.
+# also after a restored backup set the sequence back). The random ones are the same for all of one statement, as seq
+# tells these apart: asked for row by row, they are three system calls each where PostgreSQL has no OpenSSL. The first
+# `slots` deliveries, at most `room` per config, are leased at once and come back ready to send: the happy path is
+# insert, delete, log, and no update.
 _ROUTE = """
 with taken as materialized (
     select o.seq from outbox.outbox as o
@@ -36,7 +38,7 @@ with taken as materialized (
         o.expansions, o.traceparent
 ), named as materialized (
     select r.*, (
-        {id_begins} || substr(gen_random_uuid()::text, 20)
+        {id_begins} || substr((select gen_random_uuid()::text), 20)
     )::uuid as id
     from removed as r
 ), kept as (
