@@ -50,9 +50,10 @@ def permitted(addresses: list[AddressInfo], guard: Guard) -> list[AddressInfo]:
     refusals = {str(each[4][0]): guard.address_refusal(str(each[4][0])) for each in addresses}
     allowed = [each for each in addresses if refusals[str(each[4][0])] is None]
     if not allowed:
-        # The address is kept apart: whoever owns the URL is not told what names mean in this network.
+        # The address and its network are kept apart: whoever owns the URL is not told what names mean in this network.
         address, refusal = next(iter(refusals.items()))
-        raise DialError(Failure(FailureKind.FORBIDDEN, f"the host's address is {refusal}", address=address))
+        kind = "in a network that is denied" if guard.denied(address) else refusal
+        raise DialError(Failure(FailureKind.FORBIDDEN, f"the host's address is {kind}", address=address))
     return allowed
 
 

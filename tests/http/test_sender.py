@@ -39,6 +39,7 @@ from tests.receiver import (
 )
 
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
+DENIED = (ipaddress.ip_network("127.0.0.1/32"), ipaddress.ip_network("::1/128"))
 SHORT = 0.3  # seconds; a deadline that a test waits for
 BODY = b"type=CREATE&data=%7B%7D"
 HEADERS = {"User-Agent": "outbox/0", "Content-Type": "application/x-www-form-urlencoded", "webhook-id": "e-1"}
@@ -334,6 +335,15 @@ async def test_a_forbidden_address_is_not_connected_to(receiver: Receiver, host:
     assert "loopback" in result.message or "IPv4-mapped" in result.message
     assert "secret" not in result.message
     assert receiver.connections == 0
+
+
+async def test_a_denied_network_is_not_told_to_the_owner_of_a_name(receiver: Receiver) -> None:
+    """Where in the private network a name leads, the failure's message keeps to itself."""
+    async with Sender(timeout=30, allow_networks=LOOPBACK, deny_networks=DENIED) as sender:
+        result = await sender.post(receiver.url_for("/").replace("127.0.0.1", "localhost"), BODY, HEADERS)
+    assert isinstance(result, Failure)
+    assert result.message == "the host's address is in a network that is denied"
+    assert result.address in {"127.0.0.1", "::1"}
 
 
 async def test_a_redirect_leads_to_no_forbidden_address(sender: Sender, receiver: Receiver) -> None:
