@@ -20,8 +20,9 @@ LookUp = Callable[[str, int], list[AddressInfo]]
 _TTL = 10.0
 """Seconds that an answer is used again: a burst to one host asks once, and a change is seen soon."""
 _REMEMBERED = 10_000
-_OF_A_FAMILY = 8
-"""Addresses of a family that are used. Whoever owns a name may give it thousands: each would cost memory and a dial."""
+_OF_A_FAMILY = 4
+"""Addresses of a family that are used. Whoever owns a name may give it thousands: each costs memory, and a descriptor
+while it does not answer."""
 
 
 class Resolver:
