@@ -85,8 +85,7 @@ class Pool:
     def put(self, endpoint: Endpoint, connection: Connection) -> None:
         """Keep a connection that may be used again."""
         if self._count >= self._most_idle:
-            connection.close()
-            return
+            self._close_one()
         loop = asyncio.get_running_loop()
         connection.idle_since = loop.time()
         self._idle[endpoint].append(connection)
@@ -170,6 +169,14 @@ class Pool:
                 connection.close()
         self._idle.clear()
         self._count = 0
+
+    def _close_one(self) -> None:
+        """Close an unused connection of the endpoint that has most of them: one with many takes none from others."""
+        endpoint, unused = max(self._idle.items(), key=lambda item: len(item[1]))
+        unused.popleft().close()
+        self._count -= 1
+        if not unused:
+            del self._idle[endpoint]
 
     def _close_unused(self) -> None:
         self._sweep = None

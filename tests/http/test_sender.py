@@ -152,6 +152,24 @@ async def test_no_more_unused_connections_are_kept_than_allowed(receiver: Receiv
             assert receiver.connections == expected
 
 
+async def test_who_has_many_unused_connections_takes_none_from_others(receiver: Receiver) -> None:
+    """With no room for another one, one of his is closed: a shake of hands for each POST would slow the others."""
+    gate = Gate()
+    receiver.answer("/", gate)
+    async with Sender(timeout=30, allow_networks=LOOPBACK, connections=3) as sender:
+        posts = [asyncio.create_task(sender.post(receiver.url_for("/"), BODY, HEADERS)) for _ in range(3)]
+        await receiver.wait_for_async(3)
+        gate.open()
+        assert await asyncio.gather(*posts) == [Answer(200)] * 3
+        with Receiver() as other:
+            for _ in range(3):
+                assert await sender.post(other.url, BODY, HEADERS) == Answer(200)
+            assert other.connections == 1
+        for _ in range(2):
+            assert await sender.post(receiver.url_for("/"), BODY, HEADERS) == Answer(200)
+        assert receiver.connections == 3
+
+
 async def test_only_the_beginning_of_a_body_is_kept(sender: Sender, receiver: Receiver) -> None:
     """A body up to the cap is read, so that the connection can be kept; its beginning is enough to look at."""
     receiver.answer("/", Status(200, b"ab" * (MAX_ANSWER // 2)))
