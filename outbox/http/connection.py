@@ -31,6 +31,10 @@ _AROUND_A_FIELD = len(": \r\n")
 _WANTED = (b"retry-after", b"date", b"content-length", b"transfer-encoding")
 
 
+class _EnoughError(Exception):
+    """Stops the parser, which would else go through all that has come: of short fields, a sixth of a second's work."""
+
+
 class Connection(asyncio.Protocol):
     """An established connection. `exchange` sends a request; `reusable` tells whether another may follow."""
 
@@ -148,7 +152,9 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """Notice an answer behind the answer."""
-        self._extra = self._extra or self._complete
+        if self._complete:
+            self._extra = True
+            raise _EnoughError
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep what matters."""
@@ -156,8 +162,10 @@ class Connection(asyncio.Protocol):
         self._field_bytes += len(name) + len(value) + _AROUND_A_FIELD
         if self._field_count > MAX_FIELDS:
             self._fail(FailureKind.OVERSIZED, f"the answer has more than {MAX_FIELDS} fields")
-        elif self._field_bytes > MAX_HEAD:
+            raise _EnoughError
+        if self._field_bytes > MAX_HEAD:
             self._fail(FailureKind.OVERSIZED, f"the answer's head is longer than {MAX_HEAD} bytes")
+            raise _EnoughError
         if self._status is not None:
             return  # a trailer
         key = name.lower()
@@ -187,6 +195,7 @@ class Connection(asyncio.Protocol):
         self._body_bytes += len(body)
         if self._body_bytes > MAX_ANSWER:
             self._fail(FailureKind.OVERSIZED, f"the answer's body is longer than {MAX_ANSWER} bytes")
+            raise _EnoughError
 
     def on_message_complete(self) -> None:
         """Conclude, unless it was an interim answer."""

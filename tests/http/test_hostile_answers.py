@@ -3,15 +3,19 @@
 
 import asyncio
 import ipaddress
+import sys
 import tracemalloc
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from types import FrameType
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from outbox.core.model import Answer, Failure, FailureKind
+from outbox.http import connection
 from outbox.http.connection import KEPT_ANSWER, MAX_ANSWER, MAX_FIELDS, MAX_HEAD, MAX_WIRE
 from outbox.http.sender import Sender
 from tests.receiver import BrokenHttp, Exchange, Receiver, Status
@@ -197,6 +201,37 @@ async def test_no_endless_answer_fills_the_memory(sender: Sender, receiver: Rece
     assert result.kind in (FailureKind.OVERSIZED, FailureKind.BROKEN)
     # The server's own blocks are in it as well.
     assert peak < 4 * MAX_WIRE
+
+
+@pytest.mark.parametrize(
+    ("raw", "callback", "calls"),
+    [
+        (HEAD + b"a:b\r\n" * 40_000, "on_header", MAX_FIELDS + 1),
+        (b"HTTP/1.1 100 C\r\na:b\r\n\r\n" * 10_000, "on_header", MAX_FIELDS + 1),
+        (CHUNKED + b"0\r\n" + b"a:b\r\n" * 40_000, "on_header", MAX_FIELDS + 1),
+        ((HEAD + b"Content-Length: 0\r\n\r\n") * 5000, "on_message_begin", 2),
+        (CHUNKED + b"%x\r\n" % MAX_ANSWER + b"x" * MAX_ANSWER + b"\r\n" + b"1\r\nx\r\n" * 10_000, "on_body", None),
+    ],
+    ids=["fields", "interim answers", "trailers", "answers", "chunks"],
+)
+async def test_what_is_too_much_is_not_read_to_its_end(
+    sender: Sender, receiver: Receiver, raw: bytes, callback: str, calls: int | None
+) -> None:
+    """The parser stops where it is noticed, and not at the end of what has come: the loop has others to serve."""
+    receiver.answer("/", BrokenHttp(raw))
+    heard: Counter[str] = Counter()
+
+    def hear(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename == connection.__file__:
+            heard[frame.f_code.co_name] += 1
+
+    sys.setprofile(hear)
+    try:
+        await sender.post(receiver.url_for("/"), BODY, {})
+    finally:
+        sys.setprofile(None)
+    # A body comes in blocks, each of which is a call.
+    assert heard[callback] == calls if calls else heard[callback] <= heard["data_received"] + 1
 
 
 @pytest.mark.parametrize(
