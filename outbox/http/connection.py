@@ -21,6 +21,8 @@ MAX_ANSWER = 1 << 20
 """Bytes of an answer's body that are read; a longer one is oversized."""
 MAX_WIRE = MAX_HEAD + MAX_ANSWER
 """Bytes of an answer in all: chunks and trailers have no body's length, and cost time and memory all the same."""
+MAX_PIECES = 10_000
+"""Pieces that an answer's body comes in; each costs time, also one of a byte."""
 KEPT_ANSWER = 1024
 """Bytes of an answer's body that are kept."""
 
@@ -58,6 +60,7 @@ class Connection(asyncio.Protocol):
         self._field_count = 0
         self._field_bytes = 0
         self._body_bytes = 0
+        self._pieces = 0
         self._kept = b""
         self._fields: dict[bytes, str] = {}
         self._status: int | None = None
@@ -193,8 +196,12 @@ class Connection(asyncio.Protocol):
         if self._body_bytes < KEPT_ANSWER:
             self._kept += body[: KEPT_ANSWER - self._body_bytes]
         self._body_bytes += len(body)
+        self._pieces += 1
         if self._body_bytes > MAX_ANSWER:
             self._fail(FailureKind.OVERSIZED, f"the answer's body is longer than {MAX_ANSWER} bytes")
+            raise _EnoughError
+        if self._pieces > MAX_PIECES:
+            self._fail(FailureKind.OVERSIZED, f"the answer's body comes in more than {MAX_PIECES} pieces")
             raise _EnoughError
 
     def on_message_complete(self) -> None:
