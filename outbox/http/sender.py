@@ -30,6 +30,7 @@ from outbox.http.resolver import LookUp
 from outbox.settings import DEFAULT_PORTS, Network, Proxy, Settings
 
 _NOT_IN_FIELD = re.compile(r"[^\t\x20-\x7e\x80-\xff]")
+_LONGEST_TIME = 100  # characters of a Retry-After or Date field that is read; a longer one only costs time
 _SECONDS = re.compile(r"0*([0-9]{1,9})")
 
 
@@ -166,13 +167,15 @@ def retry_after(value: str, date: str | None, now: datetime) -> int | None:
 
     None when the field makes no sense.
     """
+    if len(value) > _LONGEST_TIME:
+        return None
     seconds = _SECONDS.fullmatch(value.strip())
     if seconds:
         return int(seconds[1])
     until = _http_date(value)
     if until is None:
         return None
-    since = _http_date(date) if date else None
+    since = _http_date(date) if date and len(date) <= _LONGEST_TIME else None
     return max(0, math.ceil((until - (since or now)).total_seconds()))
 
 
