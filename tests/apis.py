@@ -26,7 +26,9 @@ async def serving(
     """Serve the application, `prepare`d with more routes, and give a client of it."""
     app = application(settings, sign_in=sign_in)
     prepare(app)
-    async with TestClient(TestServer(app)) as client:
+    server = TestServer(app)
+    await server.start_server(auto_decompress=False)  # as health.serve does
+    async with TestClient(server) as client:
         yield client
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 _SERVER, _CLIENT = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
 LOOPBACK = ("127.0.0.1", "localhost")
+
+Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,15 @@ class Authority:
         self.ca_file = folder / "ca.pem"
         self.ca_file.write_bytes(_pem(certificate))
 
-    def issue(self, *names: str, from_day: int = -1, to_day: int = 1, is_client: bool = False) -> Identity:
+    def issue(
+        self, *names: str, from_day: int = -1, to_day: int = 1, is_client: bool = False, key: Key | None = None
+    ) -> Identity:
         """Sign a server's certificate for these host names and addresses; by default, for the loopback ones.
 
-        It is valid between the two days from now. `is_client`: a client's, for this name.
+        It is valid between the two days from now. `is_client`: a client's, for this name. `key`: one of its own.
         """
         self._issued += 1
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = key or ec.generate_private_key(ec.SECP256R1())
         names = names or LOOPBACK
         certificate = _certificate(
             _common_name(names[0]), key, self._name, self._key,
@@ -61,7 +65,7 @@ def self_signed(folder: Path, *names: str) -> Identity:
 
 def _certificate(
     subject: x509.Name,
-    key: ec.EllipticCurvePrivateKey,
+    key: Key,
     issuer: x509.Name,
     issuer_key: ec.EllipticCurvePrivateKey,
     *,
@@ -117,9 +121,7 @@ def _pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def _write(
-    folder: Path, stem: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey, ca_file: Path
-) -> Identity:
+def _write(folder: Path, stem: str, certificate: x509.Certificate, key: Key, ca_file: Path) -> Identity:
     identity = Identity(folder / f"{stem}.pem", folder / f"{stem}.key", ca_file)
     identity.certificate.write_bytes(_pem(certificate))
     identity.key.write_bytes(

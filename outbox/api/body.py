@@ -28,7 +28,6 @@ async def json_body(request: web.Request, key: str, *, patience: float = PATIENC
         raise RefusedError(415, "The content type must be application/json, in UTF-8.")
     # What is small and packed can be large unpacked, and nobody needs it for a few fields.
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-        # It is unpacked on the way nevertheless; when that fails, the connection ends.
         raise RefusedError(415, "The body must not be compressed.", headers={"Connection": "close"})
     try:
         async with asyncio.timeout(patience):

@@ -231,7 +231,10 @@ async def subscribers(
         target = endpoint(url)
         if target is None:
             no_host.append(str(config_id))
-        elif not is_numeric(target.host) and (refusal := guard.refusal(target)):
+        elif (refusal := guard.refusal(target)) and not (
+            # A forbidden address is told below, once for its host.
+            is_numeric(target.host) and guard.address_refusal(target.host)
+        ):
             refused.setdefault(refusal, []).append(str(config_id))
         else:
             configs.setdefault(target.host, []).append(str(config_id))

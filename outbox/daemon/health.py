@@ -78,7 +78,8 @@ def _connection_log() -> logging.Logger:
 
 async def serve(app: web.Application, listen: tuple[str, int]) -> web.AppRunner:
     """Serve the application on host and port; OutboxError when the address can not be had."""
-    runner = web.AppRunner(app, access_log=None, logger=_connection_log())
+    # Unpacking is done as the body comes, for whoever sends it, signed in or not: a MB can take the loop two seconds.
+    runner = web.AppRunner(app, access_log=None, logger=_connection_log(), auto_decompress=False)
     await runner.setup()
     try:
         await web.TCPSite(runner, *listen).start()

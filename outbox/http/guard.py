@@ -19,6 +19,7 @@ _SPECIAL: tuple[tuple[Network, str], ...] = tuple(
     (ipaddress.ip_network(network), reason)
     for network, reason in (
         ("100.100.100.200/32", "a cloud's metadata address"),
+        ("168.63.129.16/32", "a cloud's metadata address"),
         ("169.254.169.254/32", "a cloud's metadata address"),
         ("fd00:ec2::254/128", "a cloud's metadata address"),
         ("0.0.0.0/8", "an unspecified address"),
@@ -55,8 +56,10 @@ _SPECIAL: tuple[tuple[Network, str], ...] = tuple(
     )
 )
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
-_CARRY_IPV4 = tuple(
-    ipaddress.IPv6Network(network) for network in ("::/96", "::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48")
+_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
+_CARRY_IPV4 = (
+    *(ipaddress.IPv6Network(network) for network in ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96")),
+    _LOCAL_NAT64,
 )
 """Where the last 32 bits are an IPv4 address that may be reached."""
 
@@ -117,13 +120,20 @@ class Guard:
             ip = ipaddress.ip_address(address)
         except ValueError:
             return "no IP address"
-        for network in self.deny:
-            if any(each in network for each in (ip, *_carried(ip))):
-                return f"in {network}, which is denied"
+        if (denied := self.denied(address)) is not None:
+            return f"in {denied}, which is denied"
         if any(ip in network for network in self.allow):
             return None
         kind = _kind(ip)
         return None if kind is None else f"{kind}, and no allowed network has it"
+
+    def denied(self, address: str) -> Network | None:
+        """Return the denied network that an address is in, itself or by the IPv4 address that it carries, or None."""
+        ip = ipaddress.ip_address(address)
+        for network in self.deny:
+            if any(each in network for each in (ip, *_carried(ip))):
+                return network
+        return None
 
 
 def is_numeric(host: str) -> bool:
@@ -152,8 +162,13 @@ def _carried(ip: Address) -> Iterator[ipaddress.IPv4Address]:
     """Give the IPv4 addresses that may be reached by way of an IPv6 address."""
     if isinstance(ip, ipaddress.IPv4Address):
         return
+    packed = ip.packed
     if any(ip in network for network in _CARRY_IPV4):
-        yield ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
+        yield ipaddress.IPv4Address(packed[12:])
+    if ip in _LOCAL_NAT64:
+        # Whoever runs it chooses how long the prefix is: 48, 56 or 64 bits as well, around byte 8 (RFC 6052).
+        for carried in (packed[6:8] + packed[9:11], packed[7:8] + packed[9:12], packed[9:13]):
+            yield ipaddress.IPv4Address(carried)
     if ip.sixtofour:
         yield ip.sixtofour
     if ip.teredo:

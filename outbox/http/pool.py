@@ -51,9 +51,10 @@ def permitted(addresses: list[AddressInfo], guard: Guard) -> list[AddressInfo]:
     refusals = {str(each[4][0]): guard.address_refusal(str(each[4][0])) for each in addresses}
     allowed = [each for each in addresses if refusals[str(each[4][0])] is None]
     if not allowed:
-        # The address is kept apart: whoever owns the URL is not told what names mean in this network.
+        # The address and its network are kept apart: whoever owns the URL is not told what names mean in this network.
         address, refusal = next(iter(refusals.items()))
-        raise DialError(Failure(FailureKind.FORBIDDEN, f"the host's address is {refusal}", address=address))
+        kind = "in a network that is denied" if guard.denied(address) else refusal
+        raise DialError(Failure(FailureKind.FORBIDDEN, f"the host's address is {kind}", address=address))
     return allowed
 
 
@@ -85,8 +86,7 @@ class Pool:
     def put(self, endpoint: Endpoint, connection: Connection) -> None:
         """Keep a connection that may be used again."""
         if self._count >= self._most_idle:
-            connection.close()
-            return
+            self._close_one()
         connection.idle_since = time.monotonic()
         self._idle[endpoint].append(connection)
         self._count += 1
@@ -169,6 +169,14 @@ class Pool:
                 connection.close()
         self._idle.clear()
         self._count = 0
+
+    def _close_one(self) -> None:
+        """Close an unused connection of the endpoint that has most of them: one with many takes none from others."""
+        endpoint, unused = max(self._idle.items(), key=lambda item: len(item[1]))
+        unused.popleft().close()
+        self._count -= 1
+        if not unused:
+            del self._idle[endpoint]
 
     def _close_unused(self) -> None:
         self._sweep = None

@@ -30,6 +30,7 @@ from outbox.http.resolver import LookUp
 from outbox.settings import DEFAULT_PORTS, Network, Proxy, Settings
 
 _NOT_IN_FIELD = re.compile(r"[^\t\x20-\x7e\x80-\xff]")
+_LONGEST_TIME = 100  # characters of a Retry-After or Date field that is read; a longer one only costs time
 _SECONDS = re.compile(r"0*([0-9]{1,9})")
 
 
@@ -166,13 +167,15 @@ def retry_after(value: str, date: str | None, now: datetime) -> int | None:
 
     None when the field makes no sense.
     """
+    if len(value) > _LONGEST_TIME:
+        return None
     seconds = _SECONDS.fullmatch(value.strip())
     if seconds:
         return int(seconds[1])
     until = _http_date(value)
     if until is None:
         return None
-    since = _http_date(date) if date else None
+    since = _http_date(date) if date and len(date) <= _LONGEST_TIME else None
     return max(0, math.ceil((until - (since or now)).total_seconds()))
 
 
@@ -203,8 +206,16 @@ def endpoint(url: str) -> Endpoint | None:
 
 
 def _tls_context(ca_file: Path | None, client_certificate: Path | None) -> ssl.SSLContext:
-    context = ssl.create_default_context()
+    # Not create_default_context: it writes the keys of all connections to the file that SSLKEYLOGFILE names, and what
+    # it verifies differs between versions of Python.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_default_certs()
+    context.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # Two ways for a server to keep our processor busy: handshakes without end in one connection, and numbers of its own
+    # choice for DHE. With 10,000 bits that took the loop a second a time.
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.set_ciphers("ECDH+AESGCM:ECDH+CHACHA20:ECDH+AES:!aNULL:!SHA1:!AESCCM")
     context.set_alpn_protocols(["http/1.1"])
     try:
         if ca_file is not None:

@@ -160,6 +160,10 @@ async def test_hosts_that_can_not_be_posted_to_are_a_warning(
     forbidden = add_config(conn, "http://a.example:22/")
     refused = " ".join(each.message for each in await doctor.subscribers(Settings(), aconn))
     assert f"Nothing is sent for {forbidden}: port 22 is not allowed" in refused
+    strict = Settings(allow_networks=LOOPBACK, require_https=True)
+    refused = " ".join(each.message for each in await doctor.subscribers(strict, aconn))
+    assert f"Nothing is sent for {first}, " in refused
+    assert ": http is not allowed, only https" in refused
     late = await doctor.subscribers(Settings(allow_networks=LOOPBACK), aconn, within=0)
     assert "nowhere.invalid: no answer of the resolver within 0 s" in " ".join(each.message for each in late)
 

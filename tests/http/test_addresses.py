@@ -26,6 +26,9 @@ V4 = """
 100.128.0.0             100.128.0.0          -
 126.255.255.255         126.255.255.255      -
 128.0.0.1               128.0.0.1            -
+168.63.129.15           168.63.129.15        -
+168.63.129.16           168.63.129.16        metadata
+168.63.129.17           168.63.129.17        -
 169.253.255.255         169.253.255.255      -
 169.255.0.0             169.255.0.0          -
 172.15.255.255          172.15.255.255       -
@@ -158,6 +161,9 @@ V6 = """
 64:ff9b::127.0.0.1      64:ff9b::7f00:1       NAT64
 64:ff9b::8.8.8.8        64:ff9b::808:808      NAT64
 64:ff9b:1::a9fe:a9fe    64:ff9b:1::a9fe:a9fe  NAT64
+64:ff9b:1:7f00:0:100::  64:ff9b:1:7f00:0:100::  NAT64
+64:ff9b:2::7f00:1       64:ff9b:2::7f00:1     reserved
+64:ff9a:ffff::1         64:ff9a:ffff::1       reserved
 100::1                  100::1                reserved
 1fff:ffff::1            1fff:ffff::1          reserved
 2001::1                 2001::1               Teredo
@@ -177,8 +183,11 @@ fc00::1                 fc00::1               private
 fd00::1                 fd00::1               private
 fd00:ec2::254           fd00:ec2::254         metadata
 fd00:ec2::253           fd00:ec2::253         private
+fd20:ce::254            fd20:ce::254          private
 fe80::1                 fe80::1               link-local
 fe80::a9fe:a9fe         fe80::a9fe:a9fe       link-local
+fe80::5efe:10.0.0.1     fe80::5efe:a00:1      link-local
+2606:4700::5efe:10.0.0.1  2606:4700::5efe:a00:1  -
 febf::1                 febf::1               link-local
 fec0::1                 fec0::1               private
 ff02::1                 ff02::1               multicast
@@ -241,6 +250,13 @@ URLS: list[tuple[str, tuple[str, str, int, str] | str]] = [
     ("http://h.example:80:80/", "must have a valid host"),
     ("http://h.example:8_0/", "must have a valid host"),
     ("http://h.example:-80/", "must have a valid host"),
+    ("http://h.example:+80/", "must have a valid host"),
+    ("http://h.example:80%20/", "must have a valid host"),
+    ("http://h.example:0x50/", "must have a valid host"),
+    ("http://h.example:000080/", "must have a port"),
+    ("http://h.example:\u0668\u0660/", "must be printable"),
+    ("http://h.example;127.0.0.1/", "must have a valid host"),
+    ("http://h.example,127.0.0.1/", "must have a valid host"),
     ("http://h.example: 80/", "must be printable"),
     ("http://good.example@127.0.0.1/", "must not contain a user"),
     ("http://good.example:80@127.0.0.1/", "must not contain a user"),
@@ -280,6 +296,9 @@ URLS: list[tuple[str, tuple[str, str, int, str] | str]] = [
     ("http://b\u00fccher.example/", "must be printable"),
     ("http://\u2488.example/", "must be printable"),
     ("http://h\uff0eexample/", "must be printable"),
+    ("http://h\u3002example/", "must be printable"),
+    ("http://h.ex\u00adample/", "must be printable"),
+    ("http\u017f://h.example/", "must be printable"),
     ("http://h.example\uff0f127.0.0.1/", "must be printable"),
     ("http://[127.0.0.1]/", "must have a valid host"),
     ("http://[::1/", "must have a valid host"),
@@ -419,6 +438,11 @@ def test_the_operators_own_rules(guard: Guard, url: str, fault: str | None) -> N
         ("::10.1.1.1", "::/0", "10.0.0.0/8", True),
         ("64:ff9b::10.1.1.1", "::/0", "10.0.0.0/8", True),
         ("64:ff9b:1::10.1.1.1", "::/0", "10.0.0.0/8", True),
+        ("64:ff9b:1:a01:1:100::", "::/0", "10.0.0.0/8", True),
+        ("64:ff9b:1:a:1:101::", "::/0", "10.0.0.0/8", True),
+        ("64:ff9b:1:0:a:101:100:0", "::/0", "10.0.0.0/8", True),
+        ("64:ff9b:1:808:8:800::", "::/0", "10.0.0.0/8", False),
+        ("::ffff:0:10.1.1.1", "::/0", "10.0.0.0/8", True),
         ("2002:a01:101::1", "::/0", "10.0.0.0/8", True),
         ("2001:0:a01:101::1", "::/0", "10.0.0.0/8", True),
         ("2001::f5fe:fefe", "::/0", "10.0.0.0/8", True),

@@ -3,16 +3,20 @@
 
 import asyncio
 import ipaddress
+import sys
 import tracemalloc
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from types import FrameType
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from outbox.core.model import Answer, Failure, FailureKind
-from outbox.http.connection import KEPT_ANSWER, MAX_ANSWER, MAX_FIELDS, MAX_HEAD, MAX_WIRE
+from outbox.http import connection
+from outbox.http.connection import KEPT_ANSWER, MAX_ANSWER, MAX_FIELDS, MAX_HEAD, MAX_PIECES, MAX_WIRE
 from outbox.http.sender import Sender
 from tests.receiver import BrokenHttp, Exchange, Receiver, Status
 
@@ -200,6 +204,38 @@ async def test_no_endless_answer_fills_the_memory(sender: Sender, receiver: Rece
 
 
 @pytest.mark.parametrize(
+    ("raw", "callback", "calls"),
+    [
+        (HEAD + b"a:b\r\n" * 40_000, "on_header", MAX_FIELDS + 1),
+        (b"HTTP/1.1 100 C\r\na:b\r\n\r\n" * 10_000, "on_header", MAX_FIELDS + 1),
+        (CHUNKED + b"0\r\n" + b"a:b\r\n" * 40_000, "on_header", MAX_FIELDS + 1),
+        ((HEAD + b"Content-Length: 0\r\n\r\n") * 5000, "on_message_begin", 2),
+        (CHUNKED + b"1\r\nx\r\n" * 40_000, "on_body", MAX_PIECES + 1),
+        (CHUNKED + b"%x\r\n" % MAX_ANSWER + b"x" * MAX_ANSWER + b"\r\n" + b"1\r\nx\r\n" * 9000, "on_body", None),
+    ],
+    ids=["fields", "interim answers", "trailers", "answers", "chunks", "a body and chunks"],
+)
+async def test_what_is_too_much_is_not_read_to_its_end(
+    sender: Sender, receiver: Receiver, raw: bytes, callback: str, calls: int | None
+) -> None:
+    """The parser stops where it is noticed, and not at the end of what has come: the loop has others to serve."""
+    receiver.answer("/", BrokenHttp(raw))
+    heard: Counter[str] = Counter()
+
+    def hear(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename == connection.__file__:
+            heard[frame.f_code.co_name] += 1
+
+    sys.setprofile(hear)
+    try:
+        await sender.post(receiver.url_for("/"), BODY, {})
+    finally:
+        sys.setprofile(None)
+    # A body comes in blocks, each of which is a call.
+    assert heard[callback] == calls if calls else heard[callback] <= heard["data_received"] + 1
+
+
+@pytest.mark.parametrize(
     ("raw", "expected"),
     [
         (HEAD + b"X: y\r\n" * (MAX_FIELDS - 1) + b"Content-Length: 0\r\n\r\n", Answer(200)),
@@ -209,8 +245,9 @@ async def test_no_endless_answer_fills_the_memory(sender: Sender, receiver: Rece
         (HEAD + (b"X: " + b"y" * 1000 + b"\r\n") * 80 + b"Content-Length: 0\r\n\r\n", "head"),
         (HEAD + b"Content-Length: %d\r\n\r\n" % MAX_ANSWER + b"y" * MAX_ANSWER, Answer(200, b"y" * KEPT_ANSWER)),
         (HEAD + b"Content-Length: %d\r\n\r\n" % (MAX_ANSWER + 1) + b"y" * (MAX_ANSWER + 1), "body"),
-        (CHUNKED + b"1\r\ny\r\n" * 100_000 + b"0\r\n\r\n", Answer(200, b"y" * KEPT_ANSWER)),
-        (CHUNKED + b"1\r\ny\r\n" * 200_000 + b"0\r\n\r\n", "answer"),
+        (CHUNKED + b"1\r\ny\r\n" * MAX_PIECES + b"0\r\n\r\n", Answer(200, b"y" * KEPT_ANSWER)),
+        (CHUNKED + b"1\r\ny\r\n" * (MAX_PIECES + 1) + b"0\r\n\r\n", "pieces"),
+        (CHUNKED + (b"1;" + b"a" * 1000 + b"\r\ny\r\n") * 1200 + b"0\r\n\r\n", "answer"),
         (CHUNKED + b"0\r\n" + b"X: y\r\n" * MAX_FIELDS + b"\r\n", "fields"),
         (CHUNKED + b"0\r\nRetry-After: 5\r\n\r\n", Answer(200)),
     ],

@@ -39,6 +39,7 @@ from tests.receiver import (
 )
 
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
+DENIED = (ipaddress.ip_network("127.0.0.1/32"), ipaddress.ip_network("::1/128"))
 SHORT = 0.3  # seconds; a deadline that a test waits for
 BODY = b"type=CREATE&data=%7B%7D"
 HEADERS = {"User-Agent": "outbox/0", "Content-Type": "application/x-www-form-urlencoded", "webhook-id": "e-1"}
@@ -149,6 +150,24 @@ async def test_no_more_unused_connections_are_kept_than_allowed(receiver: Receiv
             gate.open()
             assert await asyncio.gather(*posts) == [Answer(200)] * 5
             assert receiver.connections == expected
+
+
+async def test_who_has_many_unused_connections_takes_none_from_others(receiver: Receiver) -> None:
+    """With no room for another one, one of his is closed: a shake of hands for each POST would slow the others."""
+    gate = Gate()
+    receiver.answer("/", gate)
+    async with Sender(timeout=30, allow_networks=LOOPBACK, connections=3) as sender:
+        posts = [asyncio.create_task(sender.post(receiver.url_for("/"), BODY, HEADERS)) for _ in range(3)]
+        await receiver.wait_for_async(3)
+        gate.open()
+        assert await asyncio.gather(*posts) == [Answer(200)] * 3
+        with Receiver() as other:
+            for _ in range(3):
+                assert await sender.post(other.url, BODY, HEADERS) == Answer(200)
+            assert other.connections == 1
+        for _ in range(2):
+            assert await sender.post(receiver.url_for("/"), BODY, HEADERS) == Answer(200)
+        assert receiver.connections == 3
 
 
 async def test_only_the_beginning_of_a_body_is_kept(sender: Sender, receiver: Receiver) -> None:
@@ -336,6 +355,15 @@ async def test_a_forbidden_address_is_not_connected_to(receiver: Receiver, host:
     assert receiver.connections == 0
 
 
+async def test_a_denied_network_is_not_told_to_the_owner_of_a_name(receiver: Receiver) -> None:
+    """Where in the private network a name leads, the failure's message keeps to itself."""
+    async with Sender(timeout=30, allow_networks=LOOPBACK, deny_networks=DENIED) as sender:
+        result = await sender.post(receiver.url_for("/").replace("127.0.0.1", "localhost"), BODY, HEADERS)
+    assert isinstance(result, Failure)
+    assert result.message == "the host's address is in a network that is denied"
+    assert result.address in {"127.0.0.1", "::1"}
+
+
 async def test_a_redirect_leads_to_no_forbidden_address(sender: Sender, receiver: Receiver) -> None:
     """An answer opens no door: nothing is sent to where it points."""
     receiver.answer("/", Redirect("http://169.254.169.254/latest/meta-data", 307))
@@ -425,6 +453,9 @@ async def test_retry_after_is_told(sender: Sender, receiver: Receiver) -> None:
         ("-1", None, None),
         ("1.5", None, None),
         ("9" * 5000, None, None),
+        ("0" * 99 + "5", None, 5),
+        ("0" * 100 + "5", None, None),
+        ("Wed, 01 Jan 2025 00:01:00 GMT", "Wed, 01 Jan 2025 00:00:50 GMT" + " " * 100, 60),
         ("\u0663", None, None),
         ("Wed, 99 Jan 2025 00:01:00 GMT", None, None),
     ],

@@ -1,17 +1,21 @@
 """TLS is verified always: authority, name, dates, version; with real certificates and real handshakes."""
 
+import asyncio
 import contextlib
 import ipaddress
 import os
 import socket
 import ssl
+import subprocess
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import pytest
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from outbox.core.model import Answer, Failure, FailureKind
 from outbox.errors import UsageError
@@ -135,6 +139,92 @@ async def test_tls_1_2_is_the_least(authority: Authority, version: ssl.TLSVersio
             result = await sender.post(receiver.url, BODY, {})
     assert result == Answer(200) if accepted else "TLS failed: " in words(result)
     assert len(receiver.requests) == accepted
+
+
+def numbers_for_dhe(folder: Path) -> Path:
+    file = folder / "dh.pem"
+    subprocess.run(
+        ["openssl", "genpkey", "-genparam", "-algorithm", "DH", "-pkeyopt", "group:ffdhe2048", "-out", str(file)],
+        check=True,
+    )
+    return file
+
+
+async def test_no_server_chooses_the_numbers_of_a_key_exchange(authority: Authority) -> None:
+    """With DHE it does, and large ones hold up all other subscribers: a server that insists on it gets nothing."""
+    file = numbers_for_dhe(authority.ca_file.parent)
+
+    def only_dhe(context: ssl.SSLContext) -> None:
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers("DHE-RSA-AES128-GCM-SHA256")
+        context.load_dh_params(str(file))
+
+    identity = authority.issue(key=rsa.generate_private_key(65537, 2048))
+    with Receiver(tls=identity, prepare=only_dhe) as receiver:
+        lenient = ssl.create_default_context(cafile=authority.ca_file)
+        lenient.set_ciphers("DHE-RSA-AES128-GCM-SHA256")
+        with (
+            socket.create_connection(("127.0.0.1", int(receiver.url.rpartition(":")[2]))) as plain,
+            lenient.wrap_socket(plain, server_hostname="localhost") as shaken,
+        ):
+            assert shaken.cipher() is not None
+        async with Sender(timeout=30, allow_networks=LOOPBACK, ca_file=authority.ca_file) as sender:
+            assert "TLS failed: " in words(await sender.post(receiver.url, BODY, {}))
+    assert receiver.requests == []
+
+
+@contextlib.contextmanager
+def talkative(identity: Identity) -> Iterator[tuple[int, IO[str], Iterator[str]]]:
+    """Give the port of OpenSSL's own server, what to type commands into, and the lines it prints of each message."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with subprocess.Popen(
+        [
+            *("openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-tls1_2", "-msg"),
+            *("-cert", str(identity.certificate), "-key", str(identity.key)),
+        ],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1,
+    ) as server:  # fmt: skip
+        assert server.stdin is not None
+        assert server.stdout is not None
+        try:
+            said = iter(server.stdout.readline, "")
+            _until(said, "ACCEPT")
+            yield port, server.stdin, said
+        finally:
+            server.kill()
+
+
+async def test_one_handshake_is_enough_for_a_connection(authority: Authority) -> None:
+    """A server that asks for another one is told no: each costs our processor more than a POST does."""
+    with talkative(authority.issue()) as (port, commands, said):
+        async with Sender(timeout=30, allow_networks=LOOPBACK, ca_file=authority.ca_file) as sender:
+            post = asyncio.create_task(sender.post(f"https://127.0.0.1:{port}/", BODY, {}))
+            await asyncio.to_thread(_until, said, "POST / HTTP/1.1")
+            commands.write("R\n")
+            answer = await asyncio.to_thread(_until, said, "ClientHello", "no_renegotiation")
+            post.cancel()
+    assert "no_renegotiation" in answer
+
+
+def _until(lines: Iterator[str], *words: str) -> str:
+    """Read on to a line that has one of these words."""
+    for line in lines:
+        if any(word in line for word in words):
+            return line
+    raise AssertionError(words)
+
+
+async def test_no_variable_has_the_keys_of_connections_written_down(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SSLKEYLOGFILE means nothing to us: with its file, all that was sent could be read."""
+    file = authority.ca_file.with_name("keys.log")
+    monkeypatch.setenv("SSLKEYLOGFILE", str(file))
+    with Receiver(tls=authority.issue()) as receiver:
+        async with Sender(timeout=30, allow_networks=LOOPBACK, ca_file=authority.ca_file) as sender:
+            assert await sender.post(receiver.url, BODY, {}) == Answer(200)
+    assert not file.exists()
 
 
 @contextlib.contextmanager
