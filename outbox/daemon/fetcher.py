@@ -128,6 +128,7 @@ class Fetcher:
                 found = await self._turn(conn) or await self._look_once_more(conn)
             except TRANSIENT as error:
                 self._outage.began(error)
+                self._doorbell_is_up = False
                 await self._link.drop()
                 await patience.wait()
                 continue
@@ -228,8 +229,9 @@ class Fetcher:
         """Before sleeping: raise the doorbell, and look at what came before it was up, or committed out of order."""
         again = False
         if not self._doorbell_is_up and not self._link.is_pooled:  # behind a pooler nobody hears it, and it costs
-            again = await queue.raise_doorbell(conn)
+            # First, because it may ring before the answer is here; after the answer that ring would be forgotten.
             self._doorbell_is_up = True
+            again = await queue.raise_doorbell(conn)
         if not self._in_hand:
             again = again or bool(self._low or self._marks) or self._claim_is_owed or self._governed_is_owed
             self._forget_low_mark()
