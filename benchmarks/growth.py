@@ -230,27 +230,27 @@ def _together(
 def snapshot(deliveries: int = 200_000) -> None:
     """Measure the rate of each tenth of so many deliveries, with a snapshot held open and without.
 
-    Once as a debt that is claimed, once as a flow that is captured and routed meanwhile.
+    Once as a debt of 100 configs and of one, which is claimed; once as a flow, captured and routed meanwhile.
     """
     figures: dict[str, float] = {}
-    for kind in ("debt", "flow"):
+    for kind, owing in (("debt of 100", 100), ("debt of 1", 1), ("flow to 100", 0)):
         for held in (False, True):
             with stage.database(max_wal_size="16GB") as dsn, stage.receiver() as receiver:
-                tenths = _tenths(dsn, receiver, deliveries, is_flow=kind == "flow", held=held)
+                tenths = _tenths(dsn, receiver, deliveries, owing=owing, held=held)
             name = f"{kind}, {'snapshot held' if held else 'no snapshot'}"
             figures[f"{name}: deliveries/s, first tenth"] = tenths[0]
             figures[f"{name}: deliveries/s, last tenth"] = tenths[-1]
             figures[f"{name}: last tenth to first"] = tenths[-1] / tenths[0]
-    stage.record("growth_snapshot", figures, {"deliveries": deliveries, "configs": INDEBTED})
+    stage.record("growth_snapshot", figures, {"deliveries": deliveries})
 
 
-def _tenths(dsn: str, receiver: stage.ReceiverProcess, deliveries: int, *, is_flow: bool, held: bool) -> list[float]:
-    """Return the deliveries/s of each tenth."""
+def _tenths(dsn: str, receiver: stage.ReceiverProcess, deliveries: int, *, owing: int, held: bool) -> list[float]:
+    """Return the deliveries/s of each tenth: of what `owing` configs owe, or else of a flow."""
     with psycopg.connect(dsn, autocommit=True) as conn, psycopg.connect(dsn, autocommit=True) as holder:
-        debt.add_configs(conn, receiver.url, INDEBTED)
-        captured = 0
-        if not is_flow:
-            debt.owe(conn, deliveries, configs=INDEBTED)
+        debt.add_configs(conn, receiver.url, owing or INDEBTED)
+        captured = deliveries if owing else 0
+        if owing:
+            debt.owe(conn, deliveries, configs=owing)
         if held:
             holder.execute("begin isolation level repeatable read")
             holder.execute("select count(*) from outbox.postback_configs")
@@ -260,7 +260,7 @@ def _tenths(dsn: str, receiver: stage.ReceiverProcess, deliveries: int, *, is_fl
                 count = receiver.ask("count")
                 now = time.monotonic()
                 passed += [now] * ((count * 10 // deliveries + 1 if count else 0) - len(passed))
-                if is_flow and captured < deliveries and captured - count < 2 * FLOW_BATCH:
+                if captured < deliveries and captured - count < 2 * FLOW_BATCH:
                     debt.capture(conn, FLOW_BATCH, configs=INDEBTED)
                     captured += FLOW_BATCH
                 else:
@@ -278,7 +278,7 @@ def measure() -> None:
     matching(1, 1_000, deliveries=10_000, rounds=1)
     history(0, 200_000, deliveries=10_000, rounds=1, samples=50)
     daemons(1, 4, deliveries=20_000, rounds=1)
-    snapshot(30_000)
+    snapshot(20_000)
 
 
 if __name__ == "__main__":

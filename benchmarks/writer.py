@@ -154,6 +154,8 @@ def measure(seconds: int = 5, rounds: int = 5, rows: int = 100_000) -> None:
     ):
         conn.execute(_OTHERS)
         stage.add_config(conn, receiver.url)
+        # That of the daemon comes last: the vacuum after it writes too.
+        wal = {variant: _wal(dsn, conn, variant) for variant in (BARE, NOTIFYING, CAPTURED, WORKED_OFF)}
         for number in range(rounds):
             # Neither is always the first.
             order = list(VARIANTS)[number % 4 :] + list(VARIANTS)[: number % 4]
@@ -162,7 +164,6 @@ def measure(seconds: int = 5, rounds: int = 5, rows: int = 100_000) -> None:
                     rates[variant, clients].append(_rate(dsn, conn, variant, clients, seconds))
             for variant in sorted(bulk, reverse=bool(number % 2)):
                 bulk[variant].append(_bulk(conn, variant, rows))
-        wal = {variant: _wal(dsn, conn, variant) for variant in VARIANTS}
         assert receiver.ask("count")  # noqa: S101 - or no daemon was at work
     figures: dict[str, float] = {}
     for clients in CLIENTS:
