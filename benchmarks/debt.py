@@ -11,6 +11,8 @@ import psycopg
 from outbox.demo.contacts import COLUMNS
 
 BATCH = 250_000
+ROUTED = 500
+"""How many are due at the same moment: as many as a route makes."""
 
 _CONFIGS = """
 insert into outbox.postback_configs (location_id, resource, url)
@@ -22,14 +24,15 @@ with made as materialized (
             lpad(to_hex(seq >> 12), 12, '0') || '8' || lpad(to_hex(seq & 4095), 3, '0')
             || substr(gen_random_uuid()::text, 20)
         )::uuid as id,
-        'location-' || seq %% %(configs)s as location_id
+        'location-' || seq %% %(configs)s as location_id,
+        now() - (%(end)s - seq) / %(routed)s * interval '10 ms' as due_at
     from generate_series(%(first)s::bigint, %(last)s::bigint) seq
 ), kept as (
     insert into outbox.events (id, created_at, type, resource, resource_id, location_id, data)
     select m.id, now(), 'CREATE', %(resource)s, m.id::text, m.location_id, %(data)s from made as m
 )
 insert into outbox.deliveries (event_id, config_id, event_created_at, due_at)
-select m.id, c.id, now(), now() from made as m
+select m.id, c.id, now(), m.due_at from made as m
 join outbox.postback_configs as c on c.location_id = m.location_id and c.resource = %(resource)s
 """
 CAPTURED = """
@@ -64,7 +67,7 @@ def owe(conn: psycopg.Connection, pending: int, *, configs: int, resource: str =
     ).fetchone()
     assert row is not None  # noqa: S101 - for the type checker
     begin, end = int(row[0]), int(row[0]) + pending
-    asked = {"configs": configs, "resource": resource, "data": _RECORD}
+    asked = {"configs": configs, "resource": resource, "data": _RECORD, "routed": ROUTED, "end": end}
     for first in range(begin, end, BATCH):
         conn.execute(_OWED.encode(), asked | {"first": first, "last": min(first + BATCH, end) - 1})
     if pending >= BATCH // 10:

@@ -66,10 +66,14 @@ class Read:
         """Tables that were read from their beginning to their end."""
         self.rows = Counter[str]()
         """Rows of each table, with those that were thrown away."""
+        self.pages = Counter[str]()
+        """Pages that were read by way of each index, and of it."""
         self._add(plan)
 
     def _add(self, node: dict[str, Any]) -> None:
-        self.indexes |= {node["Index Name"]} if "Index Name" in node else set()
+        if index := node.get("Index Name"):
+            self.indexes.add(index)
+            self.pages[index] += node["Shared Hit Blocks"] + node["Shared Read Blocks"]
         if table := node.get("Relation Name"):
             self.whole |= {table} if node["Node Type"] == "Seq Scan" else set()
             thrown_away = sum(value for key, value in node.items() if key.startswith("Rows Removed by"))
@@ -100,7 +104,7 @@ class Daemons:
         for number, name in enumerate(names, start=1):
             query = query.replace(f"%({name})s", f"${number}")
         marks = ", ".join(["%s"] * len(names))
-        explain = f"explain (analyze, timing off, summary off, format json) execute asked ({marks})"
+        explain = f"explain (analyze, buffers, timing off, summary off, format json) execute asked ({marks})"
         text = psycopg.AsyncClientCursor(self.conn).mogrify(explain.encode(), [values[name] for name in names])
         await self.conn.execute("begin")
         await self.conn.execute(b"prepare asked as " + query.encode())
@@ -134,6 +138,40 @@ async def test_a_claim_reads_what_is_due_by_its_partial_index_and_little_more_th
     assert not read.whole, read.plan
     assert read.rows["deliveries"] <= A_FEW * SLOTS, read.plan
     assert read.rows["postback_configs"] <= A_FEW * SLOTS, read.plan
+
+
+async def test_a_claim_reads_little_of_what_was_delivered_while_somebody_holds_a_snapshot(
+    daemons: Daemons, owing: psycopg.Connection, every_db: str
+) -> None:
+    """It is all in the index then. Without the marks each claim would read through it from the beginning."""
+    owing.execute("truncate outbox.deliveries")
+    owing.execute("update outbox.postback_configs set is_active = location_id = 'L0'")
+    owing.execute(_CAPTURED.encode(), [1, 6_000])
+    with psycopg.connect(every_db) as holder:
+        holder.execute("set transaction isolation level repeatable read")
+        holder.execute("select from outbox.deliveries")
+        for _ in range(60):  # each at a moment of its own
+            await queue.route(daemons.conn, low=0, rows=100, slots=0, room=1, rooms={}, lease=60)
+        reached: dict[UUID, dt.datetime] = {}
+        for _ in range(50):
+            rooms = dict.fromkeys(reached, SLOTS)
+            found = await queue.claim(
+                daemons.conn, after=UUID(int=0), slots=SLOTS, room=SLOTS, rooms=rooms, lease=60, since=reached
+            )
+            reached |= found.reached
+            tries = [Attempt(each, Delivered(), 200, b"", 5, dt.datetime.now(dt.UTC)) for each in found.deliveries]
+            assert await queue.settle(daemons.conn, tries) == []
+        pages = []
+        for marks in ({}, reached):
+            await daemons.conn.execute("begin")
+            found = await queue.claim(
+                daemons.conn, after=UUID(int=0), slots=SLOTS, room=SLOTS, rooms=dict.fromkeys(marks, SLOTS), lease=60,
+                since=marks,
+            )  # fmt: skip
+            await daemons.conn.execute("rollback")
+            assert len(found.deliveries) == SLOTS
+            pages.append((await daemons.read_again()).pages["deliveries_due"])
+    assert pages[1] * A_FEW < pages[0], pages
 
 
 async def test_a_settle_finds_each_delivery_by_its_key(daemons: Daemons) -> None:
