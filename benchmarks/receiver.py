@@ -1,13 +1,15 @@
 """A receiver as fast as Python makes one: it reads a POST, notes when its first byte came, and answers 200.
 
-Run as a process of its own: `python -m benchmarks.receiver [seconds of delay]` prints its port, then answers each
-line of stdin: `count` with how many POSTs came; `span` with how many came since the last `span`, and the seconds from
+Run as a process of its own: `python -m benchmarks.receiver [seconds of delay] [times | -] [certificate key]` prints its
+port, then answers each line of stdin: `count` with how many POSTs came; `connections` with how many connections were
+made, of TLS where it has a certificate; `span` with how many came since the last `span`, and the seconds from
 the first of them to the last; `times` with the webhook-id and the arrival of each on the monotonic
 clock, which processes of one machine share.
 """
 
 import asyncio
 import json
+import ssl
 import sys
 import time
 from typing import cast
@@ -22,6 +24,7 @@ class Receiver(asyncio.Protocol):
 
     delay = 0.0
     count = 0
+    connections = 0
     span: list[float] = []  # noqa: RUF012 - one for all connections, on purpose
     times: dict[str, float] = {}  # noqa: RUF012 - one for all connections, on purpose
     keep_times = False
@@ -32,7 +35,8 @@ class Receiver(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Remember the connection."""
+        """Remember the connection. One of TLS is made when hands were shaken."""
+        Receiver.connections += 1
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
 
     def data_received(self, data: bytes) -> None:
@@ -65,7 +69,11 @@ class Receiver(asyncio.Protocol):
 
 async def _serve() -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(Receiver, "127.0.0.1", 0, backlog=4096)
+    context = None
+    if len(sys.argv) > 3:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(sys.argv[3], sys.argv[4])
+    server = await loop.create_server(Receiver, "127.0.0.1", 0, backlog=4096, ssl=context)
     print(server.sockets[0].getsockname()[1], flush=True)
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -76,11 +84,13 @@ async def _serve() -> None:
         elif line == "span":
             span, Receiver.span = Receiver.span, []
             print(json.dumps([len(span), span[-1] - span[0] if span else 0.0]), flush=True)
+        elif line == "connections":
+            print(Receiver.connections, flush=True)
         else:
             print(Receiver.count, flush=True)
 
 
 if __name__ == "__main__":
     Receiver.delay = float(sys.argv[1]) if len(sys.argv) > 1 else 0.0
-    Receiver.keep_times = len(sys.argv) > 2
+    Receiver.keep_times = sys.argv[2:3] == ["times"]
     uvloop.run(_serve())

@@ -20,25 +20,27 @@ from outbox.cli.options import run_async
 from outbox.demo.contacts import DDL
 from outbox.demo.embedded import EmbeddedPostgres
 from outbox.postgres.migrations import migrate
+from tests.certificates import Identity
 
 RESULTS = Path(__file__).parent / "results"
 LOCATION = "23948sdnfia1129i9asf92"
 
 
 class ReceiverProcess:
-    """A receiver in a process of its own; `delay`: seconds before each answer."""
+    """A receiver in a process of its own; `delay`: seconds before each answer; `tls`: what it shows its clients."""
 
-    def __init__(self, *, delay: float = 0.0, keep_times: bool = False) -> None:
-        arguments = [sys.executable, "-m", "benchmarks.receiver", str(delay), *(["times"] if keep_times else [])]
+    def __init__(self, *, delay: float = 0.0, keep_times: bool = False, tls: Identity | None = None) -> None:
+        arguments = [sys.executable, "-m", "benchmarks.receiver", str(delay), "times" if keep_times else "-"]
+        arguments += [str(tls.certificate), str(tls.key)] if tls else []
         self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603 - ourselves
-        self.url = f"http://127.0.0.1:{self._line()}/postback"
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self._line()}/postback"
 
     def _line(self) -> str:
         assert self.process.stdout is not None  # noqa: S101 - for the type checker
         return self.process.stdout.readline().strip()
 
     def ask(self, what: str) -> Any:  # noqa: ANN401 - JSON
-        """Ask for `count` or `times`."""
+        """Ask for `count`, `connections`, `span` or `times`."""
         assert self.process.stdin is not None  # noqa: S101 - for the type checker
         self.process.stdin.write(f"{what}\n")
         self.process.stdin.flush()
@@ -54,9 +56,9 @@ class ReceiverProcess:
 
 
 @contextmanager
-def receiver(*, delay: float = 0.0, keep_times: bool = False) -> Iterator[ReceiverProcess]:
+def receiver(*, delay: float = 0.0, keep_times: bool = False, tls: Identity | None = None) -> Iterator[ReceiverProcess]:
     """Run a receiver."""
-    started = ReceiverProcess(delay=delay, keep_times=keep_times)
+    started = ReceiverProcess(delay=delay, keep_times=keep_times, tls=tls)
     try:
         yield started
     finally:
@@ -95,10 +97,14 @@ def add_contacts(conn: psycopg.Connection, count: int) -> None:
 class Daemon:
     """`outbox run` in a process of its own, with what the kernel says of it."""
 
+    _running = 0
+
     def __init__(self, dsn: str, *arguments: str, **settings: str) -> None:
         RESULTS.mkdir(exist_ok=True)
+        self._file = RESULTS / f"daemon{Daemon._running or ''}.tmp"
+        Daemon._running += 1
         environment = os.environ | {"OUTBOX_DSN": dsn, "OUTBOX_ALLOW_NETWORKS": "127.0.0.0/8"} | settings
-        self._log = (RESULTS / "daemon.tmp").open("wb")
+        self._log = self._file.open("wb")
         self.process = subprocess.Popen(  # noqa: S603 - ourselves
             [sys.executable, "-m", "outbox", "run", *arguments], env=environment, stderr=self._log
         )
@@ -106,7 +112,7 @@ class Daemon:
 
     def wait_until_started(self) -> None:
         """Wait until it looks for work."""
-        while b"daemon.started" not in (RESULTS / "daemon.tmp").read_bytes():
+        while b"daemon.started" not in self._file.read_bytes():
             time.sleep(0.02)
         time.sleep(0.5)
 
@@ -125,6 +131,7 @@ class Daemon:
         self.process.send_signal(signal.SIGTERM)
         self.process.wait()
         self._log.close()
+        Daemon._running -= 1
 
 
 @contextmanager
@@ -135,6 +142,18 @@ def daemon(dsn: str, *arguments: str, **settings: str) -> Iterator[Daemon]:
         yield started
     finally:
         started.stop()
+
+
+def statements(conn: psycopg.Connection) -> float:
+    """Return how many statements the database has seen: each of the daemon's is a transaction of its own.
+
+    Those of a connection are certain to be in when it is closed.
+    """
+    conn.execute("select pg_stat_clear_snapshot()")
+    row = conn.execute(
+        "select sum(pg_stat_get_db_xact_commit(d.oid)) from pg_database d where d.datname = current_database()"
+    ).fetchone()
+    return float(row[0]) if row else 0.0
 
 
 def free_port() -> int:

@@ -3,8 +3,9 @@
 import asyncio
 import math
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import psycopg
@@ -28,10 +29,10 @@ LEAST_WAIT_IN_HAND = 5.0
 """Seconds that a claimed delivery may wait for its POST to begin, at least."""
 
 LOW_MARK_LAG = 0.5
-"""Seconds by which the low-water mark trails, because transactions commit out of the order of their seq."""
+"""Seconds by which the low-water marks trail, because transactions commit out of the order of their seq and due_at."""
 
 LOW_MARK_LIFE = 2.0
-"""Seconds after which the low-water mark is forgotten."""
+"""Seconds after which the low-water marks are forgotten."""
 
 CLAIM_SHARE = 4
 """A claim that took all there was is not repeated before this many times its duration has passed."""
@@ -52,6 +53,8 @@ LATE_PAUSE = 0.1
 """Seconds from one look to the next at a settle that is late."""
 
 NO_CONFIG = UUID(int=0)
+
+_NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 class Fetcher:
@@ -86,6 +89,8 @@ class Fetcher:
         self._lease = self._wait_in_hand + request_timeout + LEASE_MARGIN
         self._marks: deque[tuple[float, int]] = deque()
         self._low = 0
+        self._since: dict[UUID, datetime] = {}
+        self._latest_mark = _NEVER
         self._forget_low_at = 0.0
         self._rooms_at = time.monotonic()
         self._cursor = NO_CONFIG
@@ -128,6 +133,7 @@ class Fetcher:
                 found = await self._turn(conn) or await self._look_once_more(conn)
             except TRANSIENT as error:
                 self._outage.began(error)
+                self._doorbell_is_up = False
                 await self._link.drop()
                 await patience.wait()
                 continue
@@ -166,6 +172,8 @@ class Fetcher:
         routed = await queue.route(
             conn, low=self._low_mark(now), rows=limit, slots=slots, room=room, rooms=rooms, lease=self._lease
         )
+        if routed.now is not None:
+            self._latest_mark = routed.now - timedelta(seconds=LOW_MARK_LAG)
         self._tally.routed += routed.rows
         self._tally.created += routed.created
         self._tally.leased_at_once += len(routed.deliveries)
@@ -184,12 +192,15 @@ class Fetcher:
         if slots == 0 or now < self._claim_not_before:
             self._claim_is_owed = True
             return False
-        found = await queue.claim(conn, after=self._cursor, slots=slots, room=room, rooms=rooms, lease=self._lease)
+        found = await queue.claim(
+            conn, after=self._cursor, slots=slots, room=room, rooms=rooms, lease=self._lease, since=self._since
+        )
         self._tally.claimed += len(found.deliveries)
         await self._admit(conn, found, now)
         config_ids = [each.config_id for each in found.deliveries]
         from_the_first = self._cursor == NO_CONFIG
         to_the_last = len(config_ids) < slots
+        self._mark(found, rooms=rooms, room=room, to_the_last=to_the_last)
         self._cursor = NO_CONFIG if to_the_last else max(config_ids)
         self._claim_is_owed = not to_the_last
         self._buffer.note(
@@ -228,10 +239,13 @@ class Fetcher:
         """Before sleeping: raise the doorbell, and look at what came before it was up, or committed out of order."""
         again = False
         if not self._doorbell_is_up and not self._link.is_pooled:  # behind a pooler nobody hears it, and it costs
-            again = await queue.raise_doorbell(conn)
+            # First, because it may ring before the answer is here; after the answer that ring would be forgotten.
             self._doorbell_is_up = True
+            again = await queue.raise_doorbell(conn)
         if not self._in_hand:
-            again = again or bool(self._low or self._marks) or self._claim_is_owed or self._governed_is_owed
+            again = (
+                again or bool(self._low or self._marks or self._since) or self._claim_is_owed or self._governed_is_owed
+            )
             self._forget_low_mark()
             self._claim_not_before = self._governed_not_before = 0.0
         return await self._turn(conn) if again else False
@@ -280,6 +294,21 @@ class Fetcher:
     def _forget_low_mark(self) -> None:
         self._marks.clear()
         self._low = 0
+        self._since.clear()
+
+    def _mark(self, found: queue.Claimed, *, rooms: Mapping[UUID, int], room: int, to_the_last: bool) -> None:
+        """Remember up to when each config that was served has nothing more that is due.
+
+        Who got all that he had room for has nothing before that; who got less has nothing at all.
+        """
+        taken = Counter(delivery.config_id for delivery in found.deliveries)
+        for config_id in rooms.keys() | taken.keys():
+            reached = found.reached.get(config_id)
+            if taken[config_id] < rooms.get(config_id, room) and self._cursor < config_id:
+                was_looked_at = to_the_last or config_id < max(taken)
+                reached = self._latest_mark if was_looked_at else reached
+            if reached is not None:
+                self._since[config_id] = min(reached, self._latest_mark)
 
     def _until_next_look(self) -> float:
         looks = [self._claim_not_before] if self._claim_is_owed else []

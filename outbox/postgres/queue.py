@@ -4,7 +4,7 @@ Only the database's now() decides when something is due. No statement here holds
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import LiteralString
 from uuid import UUID
@@ -90,20 +90,31 @@ left join ranked as r on r.leased
 # owe before it finds another's. This one walks the partial index config by config: one probe for each that owes
 # anything, then a few rows of each. It begins after the config that was served last, and what it does not need is
 # never read, so its cost follows the number of indebted configs and not the size of the debt.
+#
+# While somebody holds a snapshot open, all that was delivered is still in the index, below what is due: a probe that
+# comes to such a config reads through it, and a look at what is due does so again. So those that were just served
+# (`served`, in the order of their ids) are steps of the walk without a probe, and each is looked at from `since` on.
 _CLAIM = """
-with recursive indebted (config_id) as (
-    (
-        select d.config_id from outbox.deliveries as d
-        where d.state = 'pending' and d.config_id > %(after)s order by d.config_id limit 1
-    )
+with recursive indebted (config_id, place, next_place) as (
+    select %(after)s::uuid, null::integer, 1
     union all
-    select (
-        select d.config_id from outbox.deliveries as d
-        where d.state = 'pending' and d.config_id > i.config_id order by d.config_id limit 1
-    )
-    from indebted as i where i.config_id is not null
+    select coalesce(f.config_id, (%(served)s::uuid[])[i.next_place]),
+        case when f.config_id is null then i.next_place else 0 end,
+        case when f.config_id is null then i.next_place + 1 else i.next_place end
+    from indebted as i
+    cross join lateral (
+        select (
+            select d.config_id from outbox.deliveries as d
+            where d.state = 'pending' and d.config_id > i.config_id
+                and d.config_id < coalesce(
+                    (%(served)s::uuid[])[i.next_place], 'ffffffff-ffff-ffff-ffff-ffffffffffff'
+                )
+            order by d.config_id limit 1
+        ) as config_id
+    ) as f
+    where i.config_id is not null
 ), picked as materialized (
-    select d.row, c.revision
+    select d.row, d.due_at, c.revision
     from indebted as i
     -- Not a plain join: the planner could begin with the configs, and serve them in another order than the walk's.
     cross join lateral (
@@ -112,19 +123,14 @@ with recursive indebted (config_id) as (
         offset 0
     ) as c
     cross join lateral (
-        select d.ctid as row from outbox.deliveries as d
+        select d.ctid as row, d.due_at from outbox.deliveries as d
         where d.state = 'pending' and d.config_id = i.config_id and d.due_at <= now()
+            and d.due_at >= coalesce((%(since)s::timestamptz[])[i.place], '-infinity')
         order by d.due_at
-        limit (
-            select coalesce(
-                (
-                    select b.room from unnest(%(busy)s::uuid[], %(rooms)s::integer[]) as b (id, room)
-                    where b.id = i.config_id
-                ), %(room)s
-            )
-        )
+        limit coalesce((%(rooms)s::integer[])[i.place], %(room)s)
         for no key update skip locked
     ) as d
+    where i.place is not null
     limit %(slots)s
 ), claimed as (
     update outbox.deliveries as d
@@ -132,10 +138,11 @@ with recursive indebted (config_id) as (
         -- Still leased: its claimer died. The outcome of that try is unknown, so it is repeated and uses up nothing.
         attempts_uncounted = d.attempts_uncounted + d.leased::integer
     from picked as p where d.ctid = p.row
-    returning d.event_id, d.config_id, d.event_created_at, d.attempts, d.attempts_uncounted, p.revision
+    returning d.event_id, d.config_id, d.event_created_at, d.attempts, d.attempts_uncounted, p.revision,
+        p.due_at as was_due_at
 )
-select now(), event_id, config_id, attempts, attempts_uncounted, event_created_at, revision, type, resource, data,
-    expansions, traceparent
+select now(), was_due_at, event_id, config_id, attempts, attempts_uncounted, event_created_at, revision, type, resource,
+    data, expansions, traceparent
 from (
     select c.*, e.type, e.resource, e.data::text as data, e.expansions::text as expansions, e.traceparent
     from claimed as c
@@ -236,6 +243,9 @@ from held as h where d.ctid = h.row
 """
 
 
+_FROM_THE_FIRST: Mapping[UUID, datetime] = {}
+
+
 @dataclass(frozen=True, slots=True)
 class Claimed:
     """What a route or a claim leased to us."""
@@ -243,6 +253,8 @@ class Claimed:
     deliveries: list[Delivery]
     now: datetime | None
     """The database's time of the lease; None when there is nothing."""
+    reached: Mapping[UUID, datetime] = field(default_factory=dict, kw_only=True)
+    """Up to what was due when a claim came with each of these configs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,19 +290,33 @@ async def route(
 
 
 async def claim(
-    conn: AsyncConnection, *, after: UUID, slots: int, room: int, rooms: Mapping[UUID, int], lease: float
+    conn: AsyncConnection,
+    *,
+    after: UUID,
+    slots: int,
+    room: int,
+    rooms: Mapping[UUID, int],
+    lease: float,
+    since: Mapping[UUID, datetime] = _FROM_THE_FIRST,
 ) -> Claimed:
-    """Lease up to `slots` due deliveries for `lease` seconds, walking the configs whose id is above `after`."""
+    """Lease up to `slots` due deliveries for `lease` seconds, walking the configs whose id is above `after`.
+
+    Of those in `rooms` nothing is looked for that was due before `since[config]`.
+    """
+    served = sorted(config_id for config_id in rooms if config_id > after)
     cursor = await conn.execute(
         _CLAIM.encode(),
         {
-            "after": after, "slots": slots, "room": room, "lease": lease,
-            "busy": list(rooms), "rooms": list(rooms.values()),
+            "after": after, "slots": slots, "room": room, "lease": lease, "served": served,
+            "rooms": [rooms[config_id] for config_id in served],
+            "since": [since.get(config_id) for config_id in served],
         },
         binary=True,
     )  # fmt: skip
     found = await cursor.fetchall()
-    return Claimed([Delivery._make(row[1:]) for row in found], found[0][0] if found else None)
+    deliveries = [Delivery._make(row[2:]) for row in found]
+    reached = {delivery.config_id: row[1] for delivery, row in zip(deliveries, found, strict=True)}
+    return Claimed(deliveries, found[0][0] if found else None, reached=reached)
 
 
 async def settle(conn: AsyncConnection, attempts: Sequence[Attempt]) -> list[Attempt]:

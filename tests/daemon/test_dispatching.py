@@ -7,7 +7,7 @@ import pytest
 
 from outbox.core.model import FailureKind
 from outbox.secrets import SecretBox
-from tests.daemons import add_config, attach_contacts, eventually, make_due, owed, running, until_empty
+from tests.daemons import add_config, add_contacts, attach_contacts, eventually, make_due, owed, running, until_empty
 from tests.receiver import (
     Behaviour,
     BrokenHttp,
@@ -34,6 +34,21 @@ def contacts(conn: psycopg.Connection) -> psycopg.Connection:
     """A connection to a database whose contacts are attached."""
     attach_contacts(conn)
     return conn
+
+
+async def test_what_becomes_visible_late_is_not_passed_over(contacts: psycopg.Connection, db: str) -> None:
+    """A delivery whose transaction took long is due before those of its config that were claimed already."""
+    with Receiver() as receiver:
+        config = add_config(contacts, receiver.url)
+        async with running(db, max_in_flight_per_config=1):
+            add_contacts(contacts, 1, 200)
+            await receiver.wait_for_async(20)
+            contacts.execute(
+                "insert into outbox.deliveries (event_id, config_id, event_created_at, due_at) "
+                "select gen_random_uuid(), %s, now(), now() - interval '1 hour'",
+                [config],
+            )
+            await eventually(lambda: [state for state, _, _ in owed(contacts)] == ["dead"])
 
 
 async def test_a_change_is_captured_sent_and_settled(contacts: psycopg.Connection, db: str) -> None:

@@ -170,6 +170,49 @@ async def test_every_config_has_its_turn(contacts: psycopg.Connection, aconn: ps
     assert served.keys() == wanted
 
 
+async def test_a_claim_finds_the_same_whoever_was_served_before(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """Configs that were just served are steps of the walk, those between them are found by the index, none is left."""
+    configs = sorted(add_config(contacts) for _ in range(9))
+    contacts.execute("insert into contacts select i, 'L', 'x' from generate_series(1, 3) i")
+    await route(aconn)
+    contacts.execute("delete from outbox.deliveries where config_id = any (%s)", [configs[3:5]])
+    for served in ([], configs, configs[::2], configs[:1], configs[4:6], configs[-1:], [UUID(int=2**128 - 2)]):
+        for after in (START, configs[2], configs[3]):
+            await aconn.execute("begin")
+            found = await queue.claim(
+                aconn, after=after, slots=99, room=2, rooms=dict.fromkeys(served, 1), lease=60, since={}
+            )
+            await aconn.execute("rollback")
+            assert [each.config_id for each in found.deliveries] == [
+                config
+                for config in configs
+                for _ in range(1 if config in served else 2)
+                if config > after and config not in configs[3:5]
+            ]
+
+
+async def test_a_claim_looks_at_a_served_config_from_where_it_came(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """What is due at the same moment as the last that was claimed is still found."""
+    config = add_config(contacts)
+    contacts.execute("insert into contacts select i, 'L', 'x' from generate_series(1, 6) i")
+    await route(aconn)
+    contacts.execute(
+        "with numbered as (select event_id, row_number() over (order by event_id) as n from outbox.deliveries) "
+        "update outbox.deliveries as d set due_at = now() - interval '1 hour' + n.n / 3 * interval '1 minute' "
+        "from numbered as n where d.event_id = n.event_id"
+    )
+    first = await queue.claim(aconn, after=START, slots=99, room=3, rooms={}, lease=60)
+    assert first.reached.keys() == {config}
+    assert await queue.release(aconn, first.deliveries[:1], after=-3600) == 1
+    second = await queue.claim(aconn, after=START, slots=99, room=3, rooms={config: 9}, lease=60, since=first.reached)
+    assert len(second.deliveries) == 3
+    assert len((await queue.claim(aconn, after=START, slots=99, room=3, rooms={}, lease=60)).deliveries) == 1
+
+
 async def test_no_statement_reads_the_whole_debt_for_its_few_rows(contacts: psycopg.Connection, db: str) -> None:
     """Also where the planner believes the table empty, as a vacuum leaves it whenever all was delivered."""
     config = add_config(contacts)
@@ -185,7 +228,7 @@ async def test_no_statement_reads_the_whole_debt_for_its_few_rows(contacts: psyc
     for query, values in (
         (queue._SETTLE, {}),  # noqa: SLF001 - no other way to its plan
         (queue._RELEASE, {"after": 0}),  # noqa: SLF001
-        (queue._CLAIM, {"after": START, "slots": 9, "room": 9, "lease": 60, "busy": [], "rooms": []}),  # noqa: SLF001
+        (queue._CLAIM, {"after": START, "slots": 9, "room": 9, "lease": 60}),  # noqa: SLF001
     ):
         asked: dict[str, object] = {name: [] for name in re.findall(r"%\((\w+)\)s", query)}
         rows = await (await fresh.execute(b"explain (costs off) " + query.encode(), asked | values)).fetchall()
