@@ -1,12 +1,18 @@
 """All benchmarks in their short form, some minutes: `python -m benchmarks`."""
 
-from benchmarks import api, housekeeping, latency, log_pages, memory, metrics, replay, throughput
+from benchmarks import api, housekeeping, latency, latency_load, log_pages, memory, metrics, replay, throughput
+from benchmarks.peers import backlog, install
 
 throughput.measure()
 latency.measure()
+latency_load.measure(200, 5)
 memory.measure()
 api.measure()
 log_pages.measure()
 housekeeping.measure(attempts=1_000_000, rounds=1)
 metrics.measure()
 replay.measure(deliveries=100_000, rounds=1)
+if install.is_installed():
+    backlog.measure(5_000, 1)
+else:
+    print("\nwithout the peers, which are not here: `python -m benchmarks.peers` fetches them")

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ import psycopg
 
 from benchmarks import stage
 from benchmarks.peers import install
+from outbox.core import postback
 
 IN_FLIGHT = 100
 
@@ -149,6 +151,25 @@ def procrastinate() -> Contestant:
     )
 
 
+def write_bodies(conn: psycopg.Connection, path: Path, count: int) -> None:
+    """Write the bodies that outbox sends, and take the contacts out of its way again."""
+    stage.add_contacts(conn, count)
+    records = conn.execute("select data::text from outbox.outbox").fetchall()
+    conn.execute("truncate outbox.outbox, public.contacts")
+    lines = (f"{uuid.uuid4()} ".encode() + postback.form_body("CREATE", "contact", 1, data) for (data,) in records)
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask it to end, and end it when it does not."""
+    process.terminate()
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 class Course:
     """The one database and the one receiver that all run on; `bodies`: a file of lines, an id, a space, the body."""
 
@@ -157,7 +178,7 @@ class Course:
         info = conn.info
         postgres = {"PGHOST": info.host, "PGPORT": str(info.port), "PGUSER": info.user, "PGDATABASE": info.dbname}
         self._environment = os.environ | postgres | {"OUTBOX_DSN": dsn}
-        self._deliveries = len(bodies.read_bytes().splitlines()) if bodies.exists() else 0
+        self._deliveries = len(bodies.read_bytes().splitlines())
 
     def install(self, each: Contestant) -> None:
         """Make its schema."""
