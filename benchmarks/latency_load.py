@@ -1,10 +1,11 @@
 """From the commit to the receiver's first byte: idle, beside two peers, and while commits come at a pace.
 
-`python -m benchmarks.latency_load [events] [seconds] [--peers]`. Idle: `events` single inserts, each when the one
-before has arrived; with `--peers` the same of graphile-worker and pgqueuer, in turns, woken by their notifications.
-At a pace: for so many seconds each, 10, 50 and 80 % of the peak. The peak is how many single commits a second this
-machine takes and delivers: 16 connections commit as fast as they can, and the time is from the first of them until the
-last has arrived. A backlog is delivered faster, because here the writer takes its part of the cores.
+`python -m benchmarks.latency_load [events] [seconds] [--peers] [--peak N]`. Idle: `events` single inserts, each when
+the one before has arrived; with `--peers` the same of graphile-worker and pgqueuer, in turns, woken by their
+notifications. At a pace: for so many seconds each, 10, 50 and 80 % of the peak. The peak is how many single commits a
+second this machine takes and delivers: 16 connections commit as fast as they can, and the time is from the first of
+them until the last has arrived. A backlog is delivered faster, because here the writer takes its part of the cores.
+With `--peak` it is that number instead.
 
 The clock is the machine's monotonic one, which all processes share. The commit counts from the moment in which the
 writer has read its answer; at a pace that is a busy process, which reads late, so the time from when the insert was
@@ -145,8 +146,8 @@ def _percentiles(name: str, seconds: Sequence[float]) -> dict[str, float]:
     }
 
 
-def measure(events: int = 1_000, seconds: float = 20.0, *, peers: bool = False) -> None:
-    """Measure and record."""
+def measure(events: int = 1_000, seconds: float = 20.0, *, peers: bool = False, top: float | None = None) -> None:
+    """Measure and record; `top`: the commits per second that count as the peak, None to measure it."""
     field: list[tuple[Contestant, Insert]] = [(contestants.outbox(), _contact)]
     if peers:
         install.install()
@@ -173,8 +174,9 @@ def measure(events: int = 1_000, seconds: float = 20.0, *, peers: bool = False) 
                 took[each.name] += idle(course, each, insert, receiver, max(1, events // BLOCKS))
         for name, found in took.items():
             figures |= _percentiles(f"idle, {name}", found)
-        top = peak(conn, server.dsn, receiver, 10_000)
-        figures["peak, commits delivered/s"] = top
+        measured = "asked for" if top else "measured"
+        top = top or peak(conn, server.dsn, receiver, 10_000)
+        figures[f"peak, {measured}, commits delivered/s"] = top
         for share in SHARES:
             rate = share * top
             moments = paced(conn, server.dsn, receiver, max(1, int(rate * seconds)), rate)
@@ -205,6 +207,7 @@ def main() -> None:
     parser.add_argument("events", nargs="?", type=int, default=1_000)
     parser.add_argument("seconds", nargs="?", type=float, default=20.0)
     parser.add_argument("--peers", action="store_true", help="measure graphile-worker and pgqueuer idle, too")
+    parser.add_argument("--peak", dest="top", type=float, help="commits per second that count as the peak")
     measure(**vars(parser.parse_args()))
 
 
