@@ -49,7 +49,8 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache \
+	    benchmarks/.peers
 	find outbox tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Made anew when its `python` points nowhere, because that Python was removed from the machine. A half-made one would

@@ -5,6 +5,7 @@ from benchmarks import (
     growth,
     housekeeping,
     latency,
+    latency_load,
     log_pages,
     memory,
     metrics,
@@ -14,9 +15,11 @@ from benchmarks import (
     throughput,
     writer,
 )
+from benchmarks.peers import backlog, install
 
 throughput.measure()
 latency.measure()
+latency_load.measure(200, 5)
 memory.measure()
 api.measure()
 log_pages.measure()
@@ -27,3 +30,7 @@ writer.measure(seconds=2, rounds=1)
 neighbours.measure(seconds=10, rounds=1, owed=200_000)
 growth.measure()
 receivers.measure(deliveries=5_000, rounds=1, records=100)
+if install.is_installed():
+    backlog.measure(5_000, 1)
+else:
+    print("\nwithout the peers, which are not here: `python -m benchmarks.peers` fetches them")

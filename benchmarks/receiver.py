@@ -46,8 +46,11 @@ class Receiver(asyncio.Protocol):
             self._first = now
         self._buffer += data
         while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
-            # As both of our senders write it: a search without regard to case would cost more than all the rest.
+            # As Python's senders and as Node's write it: a search without regard to case would cost more than all the
+            # rest.
             at = self._buffer.find(b"Content-Length: ", 0, end)
+            if at < 0:
+                at = self._buffer.find(b"content-length: ", 0, end)
             whole = end + 4 + int(self._buffer[at + 16 : self._buffer.find(b"\r", at)])
             if len(self._buffer) < whole:
                 return

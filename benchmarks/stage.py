@@ -8,9 +8,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psycopg
@@ -66,14 +67,21 @@ def receiver(*, delay: float = 0.0, keep_times: bool = False, tls: Identity | No
 
 
 @contextmanager
-def database(**settings: str) -> Iterator[str]:
-    """Run a PostgreSQL with our schema and an attached, empty table of contacts; give its DSN."""
-    with EmbeddedPostgres(settings={"shared_buffers": "256MB", **settings}) as server:
-        run_async(migrate(server.dsn))
-        with psycopg.connect(server.dsn, autocommit=True) as conn:
+def server(**settings: str) -> Iterator[EmbeddedPostgres]:
+    """Run a PostgreSQL with our schema and an attached, empty table of contacts."""
+    with EmbeddedPostgres(settings={"shared_buffers": "256MB", **settings}) as started:
+        run_async(migrate(started.dsn))
+        with psycopg.connect(started.dsn, autocommit=True) as conn:
             conn.execute(DDL)
             conn.execute("select outbox.attach('public.contacts', 'contact')")
-        yield server.dsn
+        yield started
+
+
+@contextmanager
+def database(**settings: str) -> Iterator[str]:
+    """Run a `server`; give its DSN."""
+    with server(**settings) as started:
+        yield started.dsn
 
 
 def add_config(conn: psycopg.Connection, url: str, **fields: Any) -> None:  # noqa: ANN401 - any column's value
@@ -172,8 +180,10 @@ def wait_for(port: int) -> None:
         time.sleep(0.01)
 
 
-def record(name: str, figures: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Print the figures and write them to results/ with the machine and the versions."""
+def record(
+    name: str, figures: dict[str, Any], settings: dict[str, Any], versions: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Print the figures and write them to results/ with the machine and the versions, `versions` beside our own."""
     RESULTS.mkdir(exist_ok=True)
     cpu = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), "")
     whole = {
@@ -181,7 +191,8 @@ def record(name: str, figures: dict[str, Any], settings: dict[str, Any]) -> None
         "figures": figures,
         "settings": settings,
         "machine": {"cores": os.cpu_count(), "cpu": cpu.partition(":")[2].strip(), "system": platform.platform()},
-        "versions": {"outbox": __version__, "python": platform.python_version(), "psycopg": psycopg.__version__},
+        "versions": {"outbox": __version__, "python": platform.python_version(), "psycopg": psycopg.__version__}
+        | dict(versions),
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     (RESULTS / f"{name}.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
