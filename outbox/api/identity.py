@@ -75,7 +75,7 @@ class SignIn:
 
     async def _user(self, request: web.Request) -> User:
         user_id, key = _given(request)
-        found = await self._find(request.app[LINKS], user_id)
+        found = None if user_id is None else await self._find(request.app[LINKS], user_id)
         stored = found[1] if found else bytes(32)
         if key and hmac.compare_digest(stored, users.hash_of(key)) and found:
             return found[0]
@@ -83,7 +83,7 @@ class SignIn:
         address = request.remote or ""
         if wait := self._failures.take(address, time.monotonic()):
             raise _too_many("Too many failed sign-ins from your address.", wait)
-        log.warning("signin.failed", user_id=user_id[:_SHOWN], address=address)
+        log.warning("signin.failed", user_id=None if user_id is None else str(user_id), address=address)
         raise RefusedError(
             401,
             "Send the headers user-id and user-api-key, or user-id:user-api-key as HTTP Basic, of a user.",
@@ -91,11 +91,7 @@ class SignIn:
             headers={"WWW-Authenticate": 'Basic realm="outbox", charset="UTF-8"'},
         )
 
-    async def _find(self, links: Links, text: str) -> tuple[User, bytes] | None:
-        try:
-            user_id = UUID(text)
-        except ValueError:
-            return None
+    async def _find(self, links: Links, user_id: UUID) -> tuple[User, bytes] | None:
         now = time.monotonic()
         until, found = self._known.get(user_id, (0.0, None))
         if until <= now:
@@ -107,7 +103,16 @@ class SignIn:
         return found
 
 
-def _given(request: web.Request) -> tuple[str, str]:
+def _given(request: web.Request) -> tuple[UUID | None, str]:
+    """Return the user id and the key; what is no id is None, and not kept: it may be a key in the wrong place."""
+    user_id, key = _texts(request)
+    try:
+        return UUID(user_id), key
+    except ValueError:
+        return None, key
+
+
+def _texts(request: web.Request) -> tuple[str, str]:
     """Return the user id and the key as sent, empty where there is none. The headers win over HTTP Basic."""
     headers = request.headers
     if "user-id" in headers or "user-api-key" in headers:
