@@ -147,7 +147,7 @@ async def _show(request: web.Request) -> web.Response:
     key = _key(request)
     async with request.app[LINKS].connection() as conn:
         await _check_owner(conn, request, key)
-        detail = await history.delivery(conn, key)
+        detail = await history.delivery(conn, key, locations=request[USER].location_ids)
     if detail is None:
         raise _UnknownLogError
     document = to_document(detail.summary)
