@@ -1,11 +1,13 @@
 """Who asks: headers `user-id` and `user-api-key`, or the two as HTTP Basic. Keys are never logged."""
 
+import asyncio
 import base64
 import binascii
 import hmac
 import math
 import time
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 import structlog
 from aiohttp import web
@@ -20,6 +22,8 @@ from outbox.postgres.pool import Links
 
 USER_RATE, USER_BURST = 2000.0, 4000.0
 """Requests of one user: a second, and at once."""
+USER_TURNS = 8
+"""Requests of one user that are worked on at a time: two connections are left, so that others wait for none of his."""
 FAILURE_RATE, FAILURE_BURST = 10 / 60, 10.0
 """Failed sign-ins from one address: a second, and at once."""
 REMEMBERED_SECONDS = 5.0
@@ -52,6 +56,7 @@ class SignIn:
         self._known: dict[UUID, tuple[float, tuple[User, bytes] | None]] = {}
         self._requests: Buckets[UUID] = Buckets(rate=user_rate, burst=user_burst)
         self._failures: Buckets[str] = Buckets(rate=FAILURE_RATE, burst=failure_burst)
+        self._turns: WeakValueDictionary[UUID, asyncio.Semaphore] = WeakValueDictionary()
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -70,8 +75,10 @@ class SignIn:
         bound = {"user_id": str(user.id)}
         if developer := request.headers.get("developer-id"):
             bound["developer_id"] = developer[:_SHOWN]
-        with structlog.contextvars.bound_contextvars(**bound):
-            return await handler(request)
+        turn = self._turns.setdefault(user.id, asyncio.Semaphore(USER_TURNS))
+        async with turn:
+            with structlog.contextvars.bound_contextvars(**bound):
+                return await handler(request)
 
     async def _user(self, request: web.Request) -> User:
         user_id, key = _given(request)

@@ -23,7 +23,7 @@ from outbox.postgres.pool import TRANSIENT, Links
 from outbox.secrets import SecretBox
 from outbox.settings import Settings
 
-CONNECTIONS = 8
+CONNECTIONS = 10
 """To the database, at most."""
 # Of the lists' queries, whose plans name each day, a compiled one would take ten times as long; and a bitmap reads all
 # of a config's day before it gives out one row.

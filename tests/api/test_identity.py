@@ -1,5 +1,6 @@
 """Sign-in over HTTP: who is let in, who is not, and what the log tells of it."""
 
+import asyncio
 from base64 import b64encode
 from uuid import UUID, uuid4
 
@@ -9,8 +10,9 @@ from aiohttp import web
 from structlog.testing import capture_logs
 
 from outbox.api.identity import SignIn
-from outbox.api.keys import USER
+from outbox.api.keys import LINKS, USER
 from outbox.api.limits import Buckets
+from outbox.api.server import CONNECTIONS
 from outbox.postgres import users
 from outbox.settings import Settings
 from tests.apis import new_user, serving
@@ -102,6 +104,30 @@ async def test_requests_are_limited_by_user(db: str) -> None:
     async with serving(Settings(dsn=db), _with_who, sign_in=SignIn(user_rate=0.001, user_burst=2.0)) as client:
         assert [(await client.get("/v2/who", headers=one)).status for _ in range(3)] == [200, 200, 429]
         assert (await client.get("/v2/who", headers=other)).status == 200
+
+
+async def test_one_user_keeps_no_other_waiting(db: str) -> None:
+    """However many of his requests hold a connection, some are left for others."""
+    one, other = await new_user(db, "L"), await new_user(db, "L")
+    over = asyncio.Event()
+
+    async def hold(request: web.Request) -> web.Response:
+        async with request.app[LINKS].connection():
+            await over.wait()
+        return web.Response()
+
+    def prepare(app: web.Application) -> None:
+        _with_who(app)
+        app.router.add_get("/v2/hold", hold)
+
+    async with serving(Settings(dsn=db), prepare) as client:
+        held = [asyncio.create_task(client.get("/v2/hold", headers=one)) for _ in range(2 * CONNECTIONS)]
+        # In the order in which they were sent: what comes after them finds them there.
+        async with asyncio.timeout(30):
+            for _ in range(20):
+                assert (await client.get("/v2/postbackconfigs", headers=other)).status == 200
+        over.set()
+        assert {(await each).status for each in held} == {200}
 
 
 async def test_a_rotated_key_and_a_removed_user_end(db: str) -> None:
