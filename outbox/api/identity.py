@@ -69,6 +69,9 @@ class SignIn:
                 f"{given[0]} is not accepted in the query, because URLs are logged on their way: send it as a header.",
                 field=given[0],
             )
+        if request.headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
+            # A browser remembers HTTP Basic, and signs in whoever has it send a form: a replay needs no more than that.
+            raise RefusedError(400, "A page of another site had your browser send this: it is not answered.")
         user = request[USER] = await self._user(request)
         if wait := self._requests.take(user.id, time.monotonic()):
             raise _too_many("You ask too often.", wait)

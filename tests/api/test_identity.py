@@ -88,6 +88,19 @@ async def test_keys_in_the_query_are_refused(db: str, name: str) -> None:
         assert "header" in (await answer.json())["errors"][name][0]
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site", "CROSS-SITE"])
+async def test_a_page_of_another_site_acts_for_nobody(db: str, site: str) -> None:
+    """A browser that remembers HTTP Basic signs in for any page that has it send a form; its own word stops that."""
+    good = await new_user(db, "L")
+    basic = {"Authorization": "Basic " + b64encode(":".join(good.values()).encode()).decode()}
+    async with serving(Settings(dsn=db), _with_who) as client:
+        statuses = [
+            (await client.get("/v2/who", headers=basic | {"Sec-Fetch-Site": each})).status
+            for each in (site, "same-origin", "none")
+        ]
+        assert statuses == [400, 200, 200]
+
+
 async def test_failures_are_limited_by_address_and_lock_nobody_out(db: str) -> None:
     """After ten failures an address is told to wait; who signs in rightly from there still may."""
     good = await new_user(db, "L")
