@@ -377,6 +377,16 @@ def test_a_writer_that_owns_nothing_changes_nothing_of_what_is_captured(database
         admin.execute("drop role writer")
 
 
+def test_a_schema_that_was_waiting_for_us_is_not_moved_into(bare: Database) -> None:
+    """Whoever owns a schema may drop and replace all in it, so nobody else's is taken, not even by a superuser."""
+    bare.admin.execute("create schema outbox authorization app")
+    bare.admin.execute("grant all on schema outbox to public")
+    for login in ("dba", str(bare.admin.info.user)):
+        refused = outbox(bare.dsn(login), "migrate")
+        assert (refused.returncode, f"belongs to somebody else than {login}" in refused.stderr) == (1, True)
+    assert bare.admin.execute("select from pg_class where relnamespace = 'outbox'::regnamespace").fetchall() == []
+
+
 def test_partitions_made_later_need_no_grant(database: Database) -> None:
     """Who names the parent is asked for the parent's rights; a partition by itself is nobody's."""
     with psycopg.connect(database.dsn("deployer"), autocommit=True) as owner:
