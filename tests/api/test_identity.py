@@ -156,6 +156,18 @@ async def test_a_rotated_key_and_a_removed_user_end(db: str) -> None:
         assert (await client.get("/v2/who", headers=new)).status == 401
 
 
+async def test_a_new_key_is_good_at_once(db: str) -> None:
+    """Although the user is remembered with the key before; with the first use of the new one the old one ends."""
+    old = await new_user(db, "L")
+    async with (
+        serving(Settings(dsn=db), _with_who) as client,
+        await psycopg.AsyncConnection.connect(db, autocommit=True) as conn,
+    ):
+        assert (await client.get("/v2/who", headers=old)).status == 200
+        new = old | {"user-api-key": await users.rotate(conn, UUID(old["user-id"]))}
+        assert [(await client.get("/v2/who", headers=each)).status for each in (new, old)] == [200, 401]
+
+
 async def test_a_user_is_remembered(db: str, conn: psycopg.Connection) -> None:
     """A request soon after another asks the database for no user."""
     good = await new_user(db, "L")
