@@ -27,9 +27,9 @@ from typing import Any
 import psycopg
 
 from benchmarks import stage
+from benchmarks.paced import CONNECTIONS
 from benchmarks.peers import contestants, install
 from benchmarks.peers.contestants import Contestant, Course
-from benchmarks.paced import CONNECTIONS
 
 SHARES = (0.1, 0.5, 0.8)
 BLOCKS = 4

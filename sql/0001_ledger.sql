@@ -14,6 +14,12 @@ begin
     if to_regnamespace('outbox') is null then
         create schema outbox;
         comment on schema outbox is 'Transactional outbox: captured changes and their deliveries. Made by outbox/sql.';
+    elsif current_user <> (
+        select pg_get_userbyid(n.nspowner) from pg_namespace as n where n.oid = to_regnamespace('outbox')
+    ) then
+        -- Whoever owns a schema can drop and replace what others made in it. It may have been waiting for us.
+        raise exception 'The schema outbox is there, and belongs to somebody else than %.', current_user
+            using errcode = 'insufficient_privilege', hint = 'Become its owner with SET ROLE, or drop it.';
     end if;
 end
 $$;
@@ -32,4 +38,4 @@ comment on column outbox.migrations.checksum is
     'SHA-256 of the file as it was released, read with this value itself replaced by nothing.';
 
 insert into outbox.migrations (version, name, checksum)
-values (1, 'ledger', '1c53f0b8299095437dbcab6cf2af06e88fb91caaf21ca28ad0cf8b873b726de5');
+values (1, 'ledger', '559fa8274e4c9ba3ed3188d529e09c0d60e5fdf01ac8ccba01030afe48dc140b');

@@ -27,7 +27,7 @@ async def own_loop(url: str, bodies: list[bytes], in_flight: int) -> None:
         async def send() -> None:
             for body in left:
                 headers = postback.headers(
-                    uuid.uuid4(), timestamp=int(time.time()), user_agent="bare", authorization=None, signature=None
+                    str(uuid.uuid4()), timestamp=int(time.time()), user_agent="bare", authorization=None, signature=None
                 )
                 answer = await sender.post(url, body, headers)
                 if not isinstance(answer, Answer) or not 200 <= answer.status < 300:

@@ -1,11 +1,13 @@
 """Who asks: headers `user-id` and `user-api-key`, or the two as HTTP Basic. Keys are never logged."""
 
+import asyncio
 import base64
 import binascii
 import hmac
 import math
 import time
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 import structlog
 from aiohttp import web
@@ -20,6 +22,8 @@ from outbox.postgres.pool import Links
 
 USER_RATE, USER_BURST = 2000.0, 4000.0
 """Requests of one user: a second, and at once."""
+USER_TURNS = 8
+"""Requests of one user that are worked on at a time: two connections are left, so that others wait for none of his."""
 FAILURE_RATE, FAILURE_BURST = 10 / 60, 10.0
 """Failed sign-ins from one address: a second, and at once."""
 REMEMBERED_SECONDS = 5.0
@@ -52,6 +56,7 @@ class SignIn:
         self._known: dict[UUID, tuple[float, tuple[User, bytes] | None]] = {}
         self._requests: Buckets[UUID] = Buckets(rate=user_rate, burst=user_burst)
         self._failures: Buckets[str] = Buckets(rate=FAILURE_RATE, burst=failure_burst)
+        self._turns: WeakValueDictionary[UUID, asyncio.Semaphore] = WeakValueDictionary()
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -64,26 +69,35 @@ class SignIn:
                 f"{given[0]} is not accepted in the query, because URLs are logged on their way: send it as a header.",
                 field=given[0],
             )
+        if request.headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
+            # A browser remembers HTTP Basic, and signs in whoever has it send a form: a replay needs no more than that.
+            raise RefusedError(400, "A page of another site had your browser send this: it is not answered.")
         user = request[USER] = await self._user(request)
         if wait := self._requests.take(user.id, time.monotonic()):
             raise _too_many("You ask too often.", wait)
         bound = {"user_id": str(user.id)}
         if developer := request.headers.get("developer-id"):
             bound["developer_id"] = developer[:_SHOWN]
-        with structlog.contextvars.bound_contextvars(**bound):
-            return await handler(request)
+        turn = self._turns.setdefault(user.id, asyncio.Semaphore(USER_TURNS))
+        async with turn:
+            with structlog.contextvars.bound_contextvars(**bound):
+                return await handler(request)
 
     async def _user(self, request: web.Request) -> User:
         user_id, key = _given(request)
-        found = await self._find(request.app[LINKS], user_id)
-        stored = found[1] if found else bytes(32)
-        if key and hmac.compare_digest(stored, users.hash_of(key)) and found:
-            return found[0]
+        # A key that does not fit is asked for anew: what is remembered may be the key before a rotation.
+        for anew in (False, True):
+            if user_id is None or not key:
+                break
+            found = await self._find(request.app[LINKS], user_id, anew=anew)
+            stored = found[1] if found else bytes(32)
+            if hmac.compare_digest(stored, users.hash_of(key)) and found:
+                return found[0]
         # Only what fails is counted by address: behind a proxy all have one, and nobody may lock out the others.
         address = request.remote or ""
         if wait := self._failures.take(address, time.monotonic()):
             raise _too_many("Too many failed sign-ins from your address.", wait)
-        log.warning("signin.failed", user_id=user_id[:_SHOWN], address=address)
+        log.warning("signin.failed", user_id=None if user_id is None else str(user_id), address=address)
         raise RefusedError(
             401,
             "Send the headers user-id and user-api-key, or user-id:user-api-key as HTTP Basic, of a user.",
@@ -91,14 +105,10 @@ class SignIn:
             headers={"WWW-Authenticate": 'Basic realm="outbox", charset="UTF-8"'},
         )
 
-    async def _find(self, links: Links, text: str) -> tuple[User, bytes] | None:
-        try:
-            user_id = UUID(text)
-        except ValueError:
-            return None
+    async def _find(self, links: Links, user_id: UUID, *, anew: bool) -> tuple[User, bytes] | None:
         now = time.monotonic()
         until, found = self._known.get(user_id, (0.0, None))
-        if until <= now:
+        if until <= now or (anew and found):
             async with links.connection() as conn:
                 found = await users.find(conn, user_id)
             if len(self._known) >= _MANY:
@@ -107,7 +117,16 @@ class SignIn:
         return found
 
 
-def _given(request: web.Request) -> tuple[str, str]:
+def _given(request: web.Request) -> tuple[UUID | None, str]:
+    """Return the user id and the key; what is no id is None, and not kept: it may be a key in the wrong place."""
+    user_id, key = _texts(request)
+    try:
+        return UUID(user_id), key
+    except ValueError:
+        return None, key
+
+
+def _texts(request: web.Request) -> tuple[str, str]:
     """Return the user id and the key as sent, empty where there is none. The headers win over HTTP Basic."""
     headers = request.headers
     if "user-id" in headers or "user-api-key" in headers:

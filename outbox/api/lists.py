@@ -36,6 +36,11 @@ class Page:
         return 0 if self.after else (self.number - 1) * self.size
 
 
+def is_text(text: str) -> bool:
+    """Return whether the database can be asked for it: no NUL, and no half of a character."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def refuse(name: str, message: str) -> RefusedError:
     """Return the 422 for a query parameter."""
     return RefusedError(422, f"{name} {message}", field=name)
@@ -103,7 +108,7 @@ def _cursor(text: str, sort: str) -> tuple[str, ...]:
         found = json.loads(base64.urlsafe_b64decode(text.encode("ascii") + b"=="))
     except (ValueError, binascii.Error, RecursionError):
         found = None
-    if not isinstance(found, list) or not all(isinstance(each, str) and "\0" not in each for each in found):
+    if not isinstance(found, list) or not all(isinstance(each, str) and is_text(each) for each in found):
         raise refuse("after", "must be taken from links.next as it is.")
     if found[:1] != [sort]:
         raise refuse("after", "must be taken from links.next of a list with the same sort.")

@@ -19,8 +19,8 @@ _STYLE = (
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 _REFUSALS: Mapping[int, str] = {
-    400: "Broken: a body that is no strict JSON, a Host that is none, sign-in in the query. What is no HTTP at all, or "
-    "has a line of more than 8190 bytes, gets this in plain text.",
+    400: "Broken: a body that is no strict JSON, a Host that is none, sign-in in the query; or sent by a browser "
+    "for a page of another site. What is no HTTP at all, or has a line of more than 8190 bytes, gets it in plain text.",
     401: "Nobody signed in.",
     403: "The location is none of the user's.",
     404: "There is none, or it is of another location.",

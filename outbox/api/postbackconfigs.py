@@ -175,7 +175,7 @@ def _texts(name: str, text: str) -> list[str]:
     """Return the values that a filter names, as the database writes them."""
     texts = text.split(",")
     kind = FIELDS[name].kind if name in FIELDS else "uuid" if name == "id" else "integer"
-    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+    if not lists.is_text(text):
         raise lists.refuse(name, "must not contain NUL or half a character.")
     match kind:
         case "boolean":

@@ -147,7 +147,7 @@ async def _show(request: web.Request) -> web.Response:
     key = _key(request)
     async with request.app[LINKS].connection() as conn:
         await _check_owner(conn, request, key)
-        detail = await history.delivery(conn, key)
+        detail = await history.delivery(conn, key, locations=request[USER].location_ids)
     if detail is None:
         raise _UnknownLogError
     document = to_document(detail.summary)
@@ -201,7 +201,7 @@ async def _replay_chosen(request: web.Request) -> web.Response:
 def _chosen(request: web.Request, given: Mapping[str, str]) -> Filter:
     """Return the filter within the user's locations; RefusedError 422 says what is wrong with a value."""
     for name, text in given.items():
-        if not text or "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        if not text or not lists.is_text(text):
             raise lists.refuse(name, "must be a text without NUL and half characters, and not empty.")
     statuses = set(given.get("postback_status_id", "1,2,3,4").split(","))
     if not statuses <= _STATUSES.keys():

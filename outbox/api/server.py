@@ -23,12 +23,14 @@ from outbox.postgres.pool import TRANSIENT, Links
 from outbox.secrets import SecretBox
 from outbox.settings import Settings
 
-CONNECTIONS = 8
+CONNECTIONS = 10
 """To the database, at most."""
 # Of the lists' queries, whose plans name each day, a compiled one would take ten times as long; and a bitmap reads all
 # of a config's day before it gives out one row.
 _QUERIES = {"statement_timeout": "15s", "jit": "off", "enable_bitmapscan": "off"}
 _RETRY_AFTER_SECONDS = "5"
+# A cache on the way knows Authorization, but not user-id: it could give one user's answer, or a secret, to the next.
+_FOR_NOBODY_ELSE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Server": "outbox"}
 
 log = structlog.get_logger("outbox")
 
@@ -81,6 +83,7 @@ async def _answer_with_id(request: web.Request, handler: Handler) -> web.StreamR
     with structlog.contextvars.bound_contextvars(request_id=str(request_id)):
         answer = await handler(request)
         answer.headers["request-id"] = str(request_id)
+        answer.headers.update(_FOR_NOBODY_ELSE)
         resource, user = request.match_info.route.resource, request.get(USER)
         log.info(
             "request.answered",

@@ -59,4 +59,4 @@ def _overlap(raw: dict[str, object]) -> int:
 
 
 def _told(secret: str) -> web.Response:
-    return web.json_response({KEY: secret}, status=201, headers={"Cache-Control": "no-store"})
+    return web.json_response({KEY: secret}, status=201)

@@ -1,5 +1,7 @@
 """The command `outbox`: puts the groups of commands together and turns errors into one message and an exit code."""
 
+import sys
+
 import click
 import psycopg
 
@@ -18,12 +20,25 @@ class _Commands(click.Group):
             raise click.ClickException(str(error)) from error
         except psycopg.Error as error:
             raise click.ClickException(f"Postgres: {str(error).strip()}") from error
+        except UnicodeEncodeError as error:
+            if error.encoding != "utf-8":
+                raise
+            raise click.UsageError("An argument or a variable has bytes that are no UTF-8.") from error
 
 
 @click.group(cls=_Commands)
 @click.version_option(__version__, prog_name="outbox")
 def main() -> None:
     """Tell subscribers of every committed change of a row."""
+    _leave_no_core()
+
+
+def _leave_no_core() -> None:
+    # It would hold the keys and the password of the database, on a disk where they outlive the process.
+    if sys.platform != "win32":
+        import resource  # noqa: PLC0415 - not on every platform
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 for _command in (

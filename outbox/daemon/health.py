@@ -1,5 +1,7 @@
-"""/livez and /readyz for whoever watches the process. It answers from memory and asks no database."""
+"""/livez and /readyz for whoever watches the process, and the listening itself. It asks no database."""
 
+import asyncio
+import functools
 import logging
 import time
 
@@ -15,6 +17,11 @@ log = structlog.get_logger("outbox")
 
 LATE_SECONDS = 10.0
 """Beyond the poll interval: how long a turn of the fetch loop may take before the daemon is not ready."""
+
+MOST_CONNECTIONS = 512
+IDLE_SECONDS = 75.0
+"""How long a connection may wait for a whole head, the first too: longer than proxies keep theirs, a minute mostly."""
+FAREWELL_SECONDS = 5.0
 
 
 class Health:
@@ -76,16 +83,53 @@ def _connection_log() -> logging.Logger:
     return logger
 
 
-async def serve(app: web.Application, listen: tuple[str, int]) -> web.AppRunner:
-    """Serve the application on host and port; OutboxError when the address can not be had."""
-    # Unpacking is done as the body comes, for whoever sends it, signed in or not: a MB can take the loop two seconds.
-    runner = web.AppRunner(app, access_log=None, logger=_connection_log(), auto_decompress=False)
+async def serve(
+    app: web.Application,
+    listen: tuple[str, int],
+    *,
+    most: int = MOST_CONNECTIONS,
+    idle: float = IDLE_SECONDS,
+    farewell: float = FAREWELL_SECONDS,
+) -> web.AppRunner:
+    """Serve the application on host and port until the runner's cleanup.
+
+    `most` connections at a time; `idle`: seconds that one may wait for a whole head; `farewell`: seconds that answers
+    under way may take at the end. Raises OutboxError when the address can not be had.
+    """
+    listening: list[asyncio.Server] = []
+
+    async def listen_no_more(_app: web.Application) -> None:
+        for each in listening:
+            each.close()
+
+    app.on_shutdown.append(listen_no_more)
+    runner = web.AppRunner(
+        app, access_log=None, logger=_connection_log(), keepalive_timeout=idle, shutdown_timeout=farewell,
+        # What is packed is refused. To unpack what somebody sends before he has signed in would be his to command.
+        auto_decompress=False,
+    )  # fmt: skip
     await runner.setup()
+    assert runner.server is not None  # noqa: S101 - it was set up
+    meet = functools.partial(_meet, runner.server, most)
     try:
-        await web.TCPSite(runner, *listen).start()
+        listening.append(await asyncio.get_running_loop().create_server(meet, *listen))
     except OSError as error:
         await runner.cleanup()
         raise OutboxError(
             f"OUTBOX_LISTEN: {listen[0]}:{listen[1]} can not be listened on: {error.strerror}."
         ) from error
     return runner
+
+
+def _meet(server: web.Server, most: int) -> web.RequestHandler:
+    """Return the protocol of a new connection. Where there are too many, the oldest end.
+
+    The tempting refusal of the new one would let whoever holds so many idle ones keep all others out, and without a
+    limit he takes the descriptors that deliveries need.
+    """
+    held = server.connections
+    for each in held[: max(0, len(held) - most + 1)]:
+        # Not close(): that waits for an answer that nobody may ever read.
+        if each.transport is not None:
+            each.transport.abort()
+    return server()

@@ -40,7 +40,7 @@ def add_page(
 
     async def answer(request: web.Request) -> web.Response:
         debt = await watch.debt()
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        encode, content_type = _encoder(request.headers.get("Accept", ""))
         body = encode(_Once(metrics(readings() if readings else {}, debt, time.monotonic(), several=several)))
         response = web.Response(body=body, headers={"Content-Type": content_type})
         response.enable_compression()
@@ -65,6 +65,14 @@ def metrics(readings: Readings, debt: Debt | None, now: float, *, several: bool)
         if name in whole:
             yield _metric(family, whole[name])
     yield from _processes(list(readings) if several else [])
+
+
+def _encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
+    try:
+        return choose_encoder(accept)
+    except (TypeError, ValueError):
+        # It stumbles over versions that are no numbers.
+        return choose_encoder("")
 
 
 class _Once(Collector):

@@ -65,8 +65,11 @@ where id = %(id)s and deleted_at is null
 returning {columns}
 """).format(columns=_COLUMNS)
 
+# The row stays, so that its id answers "deleted"; what it kept secret is of no more use to anybody but a thief.
 _REMOVE = sql.SQL("""
-update outbox.postback_configs set deleted_at = now(), revision = revision + 1, modified_at = now()
+update outbox.postback_configs
+set deleted_at = now(), basic_auth_username = null, basic_auth_password = null, signing_secrets = null,
+    revision = revision + 1, modified_at = now()
 where id = %(id)s and deleted_at is null and {within}
 """).format(within=_WITHIN)
 

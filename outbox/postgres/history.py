@@ -4,6 +4,7 @@ A delivery that is owed has a row in `deliveries`; a delivered one has only its 
 10^8 rows: nothing here counts them.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Self
@@ -91,6 +92,7 @@ class Detail:
     tries: list[Try]
 
 
+# Whom locations limit is told nothing of an event in another one, which a config that was moved has in its log.
 _SUMMARIES = """
 select s.event_id, s.config_id, s.state, s.state_at, s.event_created_at, e.type, e.resource, e.resource_id,
     coalesce(d.attempts, t.number, 0) as attempts, coalesce(d.leased and d.due_at > now(), false) as in_progress,
@@ -99,7 +101,9 @@ from ({selection}) as s
 left join outbox.deliveries as d on d.event_id = s.event_id and d.config_id = s.config_id
 left join lateral (
     select e.type, e.resource, e.resource_id from outbox.events as e
-    where e.id = s.event_id and e.created_at = s.event_created_at limit 1
+    where e.id = s.event_id and e.created_at = s.event_created_at
+        and (%(locations)s::text[] is null or e.location_id = any(%(locations)s::text[]))
+    limit 1
 ) as e on true
 left join lateral (
     select max(a.number) as number from outbox.attempts as a
@@ -135,7 +139,9 @@ from (
 left join lateral (
     select e.type, e.resource, e.resource_id, e.data::text as data, e.expansions::text as expansions
     from outbox.events as e
-    where e.id = f.event_id and e.created_at = f.event_created_at limit 1
+    where e.id = f.event_id and e.created_at = f.event_created_at
+        and (%(locations)s::text[] is null or e.location_id = any(%(locations)s::text[]))
+    limit 1
 ) as e on true
 """
 
@@ -215,9 +221,16 @@ async def count(conn: AsyncConnection, chosen: Filter, *, most: int) -> tuple[in
     return (int(row[0]), bool(row[1])) if row else (0, False)
 
 
-async def delivery(conn: AsyncConnection, key: DeliveryKey) -> Detail | None:
-    """Return one delivery with its tries; None when there is no trace of it."""
-    parameters = {"event": key.event_id, "config": key.config_id}
+async def delivery(
+    conn: AsyncConnection, key: DeliveryKey, *, locations: Collection[str] | None = None
+) -> Detail | None:
+    """Return one delivery with its tries; None when there is no trace of it.
+
+    `locations`: of which events may be told, None for all; of another's as little as of one that is no longer kept.
+    """
+    parameters = {
+        "event": key.event_id, "config": key.config_id, "locations": None if locations is None else list(locations),
+    }  # fmt: skip
     async with conn.cursor(row_factory=kwargs_row(_with_data)) as cursor:
         await cursor.execute(_ONE.encode(), parameters)
         found = await cursor.fetchone()

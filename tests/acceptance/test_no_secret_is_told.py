@@ -157,6 +157,11 @@ def talk_to_the_api(run: Run, url: str, user: dict[str, str], configs: list[str]
         run.ask("GET", url + path, user)
         run.ask("GET", url + path, {"user-id": user["user-id"], "user-api-key": user["user-api-key"] + "x"})
         run.ask("GET", f"{url}{path}?user-api-key={user['user-api-key']}", {})
+        # The key taken for the id.
+        run.ask("GET", url + path, {"user-id": user["user-api-key"], "user-api-key": user["user-id"]})
+        swapped = base64.b64encode(f"{user['user-api-key']}:".encode()).decode()
+        run.ask("GET", url + path, {"Authorization": f"Basic {swapped}"})
+        run.ask("GET", f"{url}{path}?{user['user-api-key']}=1", {})
     at = f"{url}/v2/postbackconfigs/{configs[1]}"
     fields = f'"basic_auth_username": "{USER}", "basic_auth_password": "{PASSWORD}"'
     for body in (
@@ -175,7 +180,9 @@ def talk_to_the_commands(run: Run, configs: list[str]) -> None:
     for arguments in (
         ("status", "--json"), ("doctor",), ("doctor", "--json"), ("deliveries", "list", "--json"), ("config", "list"),
         ("config", "show", configs[0]), ("config", "test", configs[0]), ("config", "test", configs[1]),
-        ("user", "list"), ("secrets", "rotate"),
+        ("user", "list"), ("secrets", "rotate"), ("top", "--json"),
+        ("replay", "--state", "dead", "--config", configs[1]),
+        ("config", "edit", configs[1], "--url", f"https://me:{PASSWORD}@h/"), ("config", "remove", configs[1], "--yes"),
     ):  # fmt: skip
         run(*arguments)
     for wrong in (
@@ -185,7 +192,13 @@ def talk_to_the_commands(run: Run, configs: list[str]) -> None:
     ):  # fmt: skip
         run("status", DSN=wrong)
     run("config", "secret", configs[0], "--rotate", SECRET_KEY=f"{KEY}{OLD_KEY}")
-    run("config", "test", configs[0], SECRET_KEY=Fernet.generate_key().decode())
+    stranger = Fernet.generate_key().decode()
+    for arguments in (("config", "test", configs[0]), ("doctor",), ("secrets", "rotate")):
+        run(*arguments, SECRET_KEY=stranger)
+    for wrong in (f"'{KEY}'", KEY[:-1], f"{KEY};{OLD_KEY}", f"{KEY}\udcff"):
+        run("secrets", "rotate", SECRET_KEY=wrong)
+    run("config", "edit", configs[0], "--basic-auth-username", USER, BASIC_AUTH_PASSWORD=f"{PASSWORD}\udcff")
+    run("status", DSN=f"postgresql://me:{DSN_PASSWORD}\udcff@127.0.0.1:1/x")
     run("config", "test", configs[0], PROXY=f"https://proxy:{PROXY_PASSWORD}@h:1")
     run("config", "test", configs[0], PROXY=f"http://proxy:{PROXY_PASSWORD}@127.0.0.1:1")
 

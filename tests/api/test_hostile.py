@@ -3,7 +3,7 @@
 import asyncio
 import gzip
 import json
-from base64 import b64encode
+from base64 import b64encode, urlsafe_b64encode
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -250,6 +250,14 @@ async def test_queries_of_any_bytes(api: Client, path: str) -> None:
         assert (await api.get(f"{path}?{query}")).status == status, query[:40]
     for wrong in ("%FF", "%ED%A0%80", "a%00b", "..%2f..", "%2e%2e", "a" * 4000, "'", "1 or 1=1"):
         await refused(await api.get(f"{path}/{wrong}"), 404)
+
+
+async def test_a_cursor_of_half_a_character(api: Client) -> None:
+    """A cursor that somebody made himself is refused, as any other that is none."""
+    for value in ("\ud800", "\0", "\udfff\ud800"):
+        values = json.dumps(["url", value, "00000000-0000-0000-0000-000000000000"])
+        after = urlsafe_b64encode(values.encode()).decode().rstrip("=")
+        assert list(await refused(await api.get(PATH, params={"sort": "url", "after": after}), 422)) == ["after"]
 
 
 async def test_half_requests_do_not_keep_others_waiting(

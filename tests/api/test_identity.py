@@ -1,5 +1,6 @@
 """Sign-in over HTTP: who is let in, who is not, and what the log tells of it."""
 
+import asyncio
 from base64 import b64encode
 from uuid import UUID, uuid4
 
@@ -9,8 +10,9 @@ from aiohttp import web
 from structlog.testing import capture_logs
 
 from outbox.api.identity import SignIn
-from outbox.api.keys import USER
+from outbox.api.keys import LINKS, USER
 from outbox.api.limits import Buckets
+from outbox.api.server import CONNECTIONS
 from outbox.postgres import users
 from outbox.settings import Settings
 from tests.apis import new_user, serving
@@ -57,8 +59,23 @@ async def test_nothing_but_the_right_key_signs_in(db: str) -> None:
                 assert answer.headers["WWW-Authenticate"].startswith("Basic ")
     failed = [line for line in lines if line["event"] == "signin.failed"]
     assert len(failed) == len(wrong)
-    assert failed[-3]["user_id"] == "me' or true --"
+    assert [line["user_id"] for line in failed[-5:-2]] == [good["user-id"], wrong[5]["user-id"], None]
     assert good["user-api-key"][:-1] not in str(lines)
+
+
+async def test_a_key_in_the_wrong_place_is_not_logged(db: str) -> None:
+    """Who takes the key for the id, in the headers or as HTTP Basic, finds it in no log."""
+    good = await new_user(db, "L")
+    key = good["user-api-key"]
+    async with serving(Settings(dsn=db), _with_who) as client:
+        with capture_logs() as lines:
+            for headers in (
+                {"user-id": key, "user-api-key": good["user-id"]},
+                {"Authorization": "Basic " + b64encode(f"{key}:".encode()).decode()},
+            ):
+                assert (await client.get("/v2/who", headers=headers)).status == 401
+    assert len([line for line in lines if line["event"] == "signin.failed"]) == 2
+    assert key not in str(lines)
 
 
 @pytest.mark.parametrize("name", ["user-id", "user-api-key", "developer-id"])
@@ -69,6 +86,19 @@ async def test_keys_in_the_query_are_refused(db: str, name: str) -> None:
         answer = await client.get("/v2/who", params={name: "x"}, headers=good)
         assert answer.status == 400
         assert "header" in (await answer.json())["errors"][name][0]
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site", "CROSS-SITE"])
+async def test_a_page_of_another_site_acts_for_nobody(db: str, site: str) -> None:
+    """A browser that remembers HTTP Basic signs in for any page that has it send a form; its own word stops that."""
+    good = await new_user(db, "L")
+    basic = {"Authorization": "Basic " + b64encode(":".join(good.values()).encode()).decode()}
+    async with serving(Settings(dsn=db), _with_who) as client:
+        statuses = [
+            (await client.get("/v2/who", headers=basic | {"Sec-Fetch-Site": each})).status
+            for each in (site, "same-origin", "none")
+        ]
+        assert statuses == [400, 200, 200]
 
 
 async def test_failures_are_limited_by_address_and_lock_nobody_out(db: str) -> None:
@@ -89,6 +119,30 @@ async def test_requests_are_limited_by_user(db: str) -> None:
         assert (await client.get("/v2/who", headers=other)).status == 200
 
 
+async def test_one_user_keeps_no_other_waiting(db: str) -> None:
+    """However many of his requests hold a connection, some are left for others."""
+    one, other = await new_user(db, "L"), await new_user(db, "L")
+    over = asyncio.Event()
+
+    async def hold(request: web.Request) -> web.Response:
+        async with request.app[LINKS].connection():
+            await over.wait()
+        return web.Response()
+
+    def prepare(app: web.Application) -> None:
+        _with_who(app)
+        app.router.add_get("/v2/hold", hold)
+
+    async with serving(Settings(dsn=db), prepare) as client:
+        held = [asyncio.create_task(client.get("/v2/hold", headers=one)) for _ in range(2 * CONNECTIONS)]
+        # In the order in which they were sent: what comes after them finds them there.
+        async with asyncio.timeout(30):
+            for _ in range(20):
+                assert (await client.get("/v2/postbackconfigs", headers=other)).status == 200
+        over.set()
+        assert {(await each).status for each in held} == {200}
+
+
 async def test_a_rotated_key_and_a_removed_user_end(db: str) -> None:
     """When what was remembered is forgotten, the old key and then the user are worth nothing."""
     old = await new_user(db, "L")
@@ -100,6 +154,18 @@ async def test_a_rotated_key_and_a_removed_user_end(db: str) -> None:
         assert [(await client.get("/v2/who", headers=each)).status for each in (old, new)] == [401, 200]
         await users.remove(conn, UUID(old["user-id"]))
         assert (await client.get("/v2/who", headers=new)).status == 401
+
+
+async def test_a_new_key_is_good_at_once(db: str) -> None:
+    """Although the user is remembered with the key before; with the first use of the new one the old one ends."""
+    old = await new_user(db, "L")
+    async with (
+        serving(Settings(dsn=db), _with_who) as client,
+        await psycopg.AsyncConnection.connect(db, autocommit=True) as conn,
+    ):
+        assert (await client.get("/v2/who", headers=old)).status == 200
+        new = old | {"user-api-key": await users.rotate(conn, UUID(old["user-id"]))}
+        assert [(await client.get("/v2/who", headers=each)).status for each in (new, old)] == [200, 401]
 
 
 async def test_a_user_is_remembered(db: str, conn: psycopg.Connection) -> None:

@@ -184,3 +184,31 @@ async def test_a_config_that_is_given_away_meanwhile_is_not_touched(
         assert (await asking).status == 404
     row = conn.execute("select location_id, url, deleted_at from outbox.postback_configs where id = %s", [config])
     assert row.fetchone() == (two.location, f"https://{one.location}.example/hook", None)
+
+
+@pytest.mark.parametrize("before", ["place-one", None])
+async def test_a_config_that_was_moved_takes_no_records_along(
+    db: str, conn: psycopg.Connection, before: str | None
+) -> None:
+    """Its log has what it was sent in another location: whoever sees it now learns no record, and replays none."""
+    attach_contacts(conn)
+    config = add_config(conn, "place-two")
+    conn.execute("update outbox.postback_configs set location_id = %s", [before])
+    conn.execute("insert into contacts values (71, 'place-one', 'x')")
+    conn.execute("update outbox.postback_configs set url = 'https://h/'")
+    async with await psycopg.AsyncConnection.connect(db, autocommit=True) as daemon:
+        [tried] = await try_all(daemon, Dead("no luck"))
+    conn.execute("update outbox.postback_configs set location_id = 'place-two'")
+    state_before = state(conn)
+    async with serving(Settings(dsn=db)) as api:
+        user, operator = await new_user(db, "place-two"), await new_user(db)
+        one = f"{LOGS}/{tried.event_id}.{config}"
+        listed = await (await api.get(LOGS, headers=user)).json()
+        shown = await (await api.get(one, headers=user)).json()
+        for each in (*listed["postbacklogs"], shown["postbacklog"]):
+            assert (each["model"], each["model_id"], each["type"]) == (None, None, None)
+        assert (await (await api.get(one, headers=operator)).json())["postbacklog"]["model_id"] == "71"
+        assert (await api.post(f"{one}/replay", headers=user)).status == 409
+        many = {"replay": {"postback_config_id": str(config), "postback_status_id": "3,4"}}
+        assert (await (await api.post(f"{LOGS}/replay", json=many, headers=user)).json())["replay"]["count"] == 0
+        assert state(conn) == state_before

@@ -111,13 +111,13 @@ async def test_a_deleted_config_answers_409(api: Client) -> None:
 
 async def test_the_password_never_comes_out(api: Client) -> None:
     """The user name comes when it is asked for; the logs as well."""
-    made = await create(api, basic_auth_username="ada", basic_auth_password="secret word")
+    made = await create(api, basic_auth_username="Ada", basic_auth_password="secret word")
     at = f"{PATH}/{made['id']}"
     plain = await (await api.get(at)).text()
     answer = await api.get(at, params={"expand": "postback_logs,basic_auth_username"})
     shown = (await answer.json())["postbackconfig"]
-    assert (shown["basic_auth_username"], shown["postback_logs"]) == ("ada", [])
-    assert "ada" not in plain
+    assert (shown["basic_auth_username"], shown["postback_logs"]) == ("Ada", [])
+    assert "Ada" not in plain
     assert "secret word" not in await answer.text()
     assert (await api.get(at, params={"expand": "basic_auth_password"})).status == 422
 

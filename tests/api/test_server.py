@@ -114,6 +114,21 @@ async def test_errors_have_one_form_and_an_id(db: str) -> None:
         assert answer.headers["Allow"] == "POST"
 
 
+async def test_no_answer_is_kept_on_its_way(db: str) -> None:
+    """No cache may give it to another, no browser guess what it is, nobody learn of which release the server is."""
+    user = await new_user(db, "L")
+    async with serving(Settings(dsn=db), _prepare) as client:
+        for path, headers in (
+            ("/v2/postbackconfigs", user),
+            ("/v2/postbackconfigs", {}),
+            ("/nowhere", {}),
+            ("/docs", {}),
+        ):
+            answer = await client.get(path, headers=headers)
+            told = [answer.headers[name] for name in ("Cache-Control", "X-Content-Type-Options", "Server")]
+            assert told == ["no-store", "nosniff", "outbox"]
+
+
 async def test_each_request_has_one_line_and_its_id_on_all_lines(db: str) -> None:
     """The line names the route, not what the URL held; what the handler logs bears the same id."""
     user = await new_user(db, "L")

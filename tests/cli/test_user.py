@@ -112,3 +112,44 @@ def test_one_worker_serves(environment: dict[str, str]) -> None:
         env=environment, capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert (done.returncode, "outbox serve" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("user", "add", "\udcff", "--operator"),
+        ("user", "add", "me", "--location", "\udcff"),
+        ("config", "list", "--location-id", "\udcff"),
+        ("attach", "\udcff", "--resource", "contact"),
+        ("status", "--dsn", "postgresql://me:\udcffplanted@127.0.0.1:1/x"),
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_bytes_that_are_no_text_are_refused_in_a_sentence(
+    environment: dict[str, str], arguments: tuple[str, ...]
+) -> None:
+    """No command has a traceback for them, nor repeats them."""
+    done = subprocess.run(
+        [sys.executable, "-m", "outbox", *arguments],
+        env=environment, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        2,
+        "Error: An argument or a variable has bytes that are no UTF-8.",
+    )
+    assert "planted" not in done.stdout + done.stderr
+
+
+def test_no_command_leaves_a_core(environment: dict[str, str]) -> None:
+    """A process that crashes writes no memory to a disk: its environment has the keys."""
+    script = (
+        "import resource; from outbox.cli.main import main\n"
+        "hard = resource.getrlimit(resource.RLIMIT_CORE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))\n"
+        "main(['secrets', 'make-key'], standalone_mode=False)\n"
+        "print(resource.getrlimit(resource.RLIMIT_CORE)[0])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.splitlines()[-1] == "0"

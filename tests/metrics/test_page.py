@@ -225,3 +225,11 @@ def test_the_document_tells_every_name() -> None:
     }
     assert told == known | processes
     assert set(FAMILIES) == {family.name for family in (*OF_A_PROCESS, *OF_DISPATCHING, *OF_THE_DATABASE)}
+
+
+@pytest.mark.parametrize("version", ["abc", "9" * 400, "1.x", "", "-1"])
+async def test_a_version_that_is_none_is_no_error(db: str, version: str) -> None:
+    """Whoever asks for a format in a version of his own invention gets a page."""
+    async with opened(db) as client:
+        answer = await client.get("/metrics", headers={"Accept": f"application/openmetrics-text; version={version}"})
+        assert (answer.status, "outbox_build_info" in await answer.text()) == (200, True)

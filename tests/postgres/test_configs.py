@@ -11,7 +11,7 @@ from cryptography.fernet import Fernet
 from outbox.core.config_rules import Value, validate
 from outbox.core.model import PostbackConfig
 from outbox.errors import OutboxError, UsageError
-from outbox.postgres import configs
+from outbox.postgres import configs, signing
 from outbox.postgres.pool import Link
 from outbox.secrets import SecretBox
 
@@ -142,6 +142,15 @@ async def test_removing_forgets_what_is_owed_in_batches_and_may_be_repeated(
     conn.execute(owe.encode(), [gone.id])
     assert await configs.remove(aconn, gone.id, batch=3) == 10
     assert await configs.load(aconn, [gone.id]) == [deleted]
+
+
+async def test_a_deleted_config_keeps_no_secret(aconn: psycopg.AsyncConnection) -> None:
+    """Its row stays; what was sealed in it is gone."""
+    gone = await add(aconn, basic_auth_username="me", basic_auth_password="word")
+    await signing.make(aconn, gone.id, SECRETS)
+    await configs.remove(aconn, gone.id)
+    [deleted] = await configs.load(aconn, [gone.id])
+    assert (deleted.basic_auth_username, deleted.basic_auth_password, deleted.signing_secrets) == (None, None, None)
 
 
 async def test_each_batch_is_a_transaction_of_its_own(

@@ -328,6 +328,65 @@ def test_the_application_can_neither_read_nor_forge(database: Database) -> None:
     )
 
 
+def test_a_writer_that_owns_nothing_changes_nothing_of_what_is_captured(database: Database) -> None:
+    """Tables, types and functions of its own, and settings of its session, shadow nothing in the capture's function."""
+    admin = database.admin
+    admin.execute("create role writer login")
+    admin.execute("create schema shadows authorization writer")
+    with psycopg.connect(database.dsn("app"), autocommit=True) as app:
+        app.execute("grant select, insert, update, delete on contacts to writer")
+    try:
+        with psycopg.connect(database.dsn("writer"), autocommit=True) as writer:
+            for statement in (
+                "create temp table outbox_new (id int, location_id text, name text)",
+                "insert into outbox_new values (666, 'EVIL', 'forged')",
+                "create temp table outbox_row (id int)",
+                "create temp table pg_attribute (attrelid oid)",
+                "create type pg_temp.json as (a int)",
+                "create function pg_temp.to_json(anyelement) returns pg_catalog.json language sql as $$ select '1' $$",
+                "create function shadows.concat_ws(text, int) returns text language sql as $$ select 'forged' $$",
+                "create function shadows.equal(int, int) returns boolean language sql as $$ select false $$",
+                "create operator shadows.= (leftarg = int, rightarg = int, function = shadows.equal)",
+                "set search_path = pg_temp, shadows, pg_catalog, public",
+                "set standard_conforming_strings = off",
+                "set timezone = 'Asia/Tokyo'",
+                "set outbox.traceparent = E'00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\\r\\nX: y'",
+                "insert into public.contacts values (1, 'L', 'a')",
+                "update public.contacts set name = 'b'",
+                "delete from public.contacts",
+            ):
+                writer.execute(statement.encode())
+        captured = admin.execute(
+            "select type, resource, resource_id, location_id, data::text, traceparent from outbox.outbox order by seq"
+        ).fetchall()
+        data = [f'{{"id":1,"location_id":"L","name":"{name}"}}' for name in "abb"]
+        assert captured == [
+            (kind, "contact", "1", "L", each, None)
+            for kind, each in zip(("CREATE", "UPDATE", "DELETE"), data, strict=True)
+        ]
+        database.refuses(
+            "writer",
+            "select * from outbox.outbox",
+            "select outbox.make_partitions()",
+            "select outbox.tell_of_config(gen_random_uuid(), 'opened', '')",
+            "create trigger mine after insert on contacts execute function outbox.capture_contacts()",
+            "alter table contacts add column more int",
+        )
+    finally:
+        admin.execute("drop owned by writer cascade")
+        admin.execute("drop role writer")
+
+
+def test_a_schema_that_was_waiting_for_us_is_not_moved_into(bare: Database) -> None:
+    """Whoever owns a schema may drop and replace all in it, so nobody else's is taken, not even by a superuser."""
+    bare.admin.execute("create schema outbox authorization app")
+    bare.admin.execute("grant all on schema outbox to public")
+    for login in ("dba", str(bare.admin.info.user)):
+        refused = outbox(bare.dsn(login), "migrate")
+        assert (refused.returncode, f"belongs to somebody else than {login}" in refused.stderr) == (1, True)
+    assert bare.admin.execute("select from pg_class where relnamespace = 'outbox'::regnamespace").fetchall() == []
+
+
 def test_partitions_made_later_need_no_grant(database: Database) -> None:
     """Who names the parent is asked for the parent's rights; a partition by itself is nobody's."""
     with psycopg.connect(database.dsn("deployer"), autocommit=True) as owner:
