@@ -100,7 +100,7 @@ class Buffer:
             if elapsed > 0:
                 lane.pace += weight * (lane.finished / elapsed - lane.pace)
                 lane.finished = 0
-            if lane.in_hand == 0 and lane.pace < 1:
+            if lane.in_hand == 0 and lane.finished == 0 and lane.pace < 1:
                 del self._lanes[config_id]
                 continue
             lane.allowance = min(lane.limit + int(lane.pace * LOOK_AHEAD), self._capacity)

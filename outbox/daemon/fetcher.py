@@ -20,7 +20,13 @@ from outbox.postgres import governed, queue
 from outbox.postgres.pool import TRANSIENT, Link
 
 ROUTE_ROWS = 500
-"""Outbox rows that a turn takes at least: the table stays tiny even when there is no slot left to send."""
+"""Outbox rows that a turn takes which routes ahead: the table stays tiny even when there is no slot left to send."""
+
+ROUTE_AHEAD_SECONDS = 0.1
+"""How often a turn routes ahead at least, so that what is captured behind a large batch of another config is seen."""
+
+MANY_SLOTS = 100
+"""With so many free slots a turn routes no more than fills them: what is leased as it is routed needs no claim."""
 
 LEASE_MARGIN = 10.0
 """Seconds that a lease outlives the latest end of its POST, for the settle."""
@@ -35,7 +41,10 @@ LOW_MARK_LIFE = 2.0
 """Seconds after which the low-water marks are forgotten."""
 
 CLAIM_SHARE = 4
-"""A claim that took all there was is not repeated before this many times its duration has passed."""
+"""A claim that found little is not repeated before this many times its duration has passed."""
+
+WORTH_A_CLAIM = 0.25
+"""Little is less than this share of what there were slots for: what comes in dribbles is let gather."""
 
 GOVERNED_SHARE = 4
 """Governed configs may be given one in so many of the free slots by each claim."""
@@ -93,6 +102,7 @@ class Fetcher:
         self._latest_mark = _NEVER
         self._forget_low_at = 0.0
         self._rooms_at = time.monotonic()
+        self._route_ahead_at = 0.0
         self._cursor = NO_CONFIG
         self._claim_not_before = 0.0
         self._claim_is_owed = False
@@ -158,17 +168,20 @@ class Fetcher:
             self.has_governed = await governed.prepare(conn)
         routed = await self._route(conn, now)
         governed_claimed = self.has_governed and await self._claim_governed(conn)
-        claimed = await self._claim(conn)
+        await self._claim(conn)
         self._start_senders()
-        return routed or governed_claimed or claimed
+        return routed or governed_claimed
 
     async def _route(self, conn: psycopg.AsyncConnection, now: float) -> bool:
         """Route what was captured; returns whether there is more."""
         rooms, room, slots = self._buffer.rooms(now - self._rooms_at), self._buffer.room, self._slots()
         self._rooms_at = now
-        limit = max(ROUTE_ROWS, slots)
         if self._claim_is_owed:
             slots //= 2  # what is new must not take every slot from what is due
+        limit = slots
+        if slots < MANY_SLOTS or now >= self._route_ahead_at:
+            limit = max(ROUTE_ROWS, slots)
+            self._route_ahead_at = now + ROUTE_AHEAD_SECONDS
         routed = await queue.route(
             conn, low=self._low_mark(now), rows=limit, slots=slots, room=room, rooms=rooms, lease=self._lease
         )
@@ -185,13 +198,30 @@ class Fetcher:
         )
         return routed.rows == limit
 
-    async def _claim(self, conn: psycopg.AsyncConnection) -> bool:
-        """Claim what is due; returns whether to go on at once."""
-        now = time.monotonic()
-        rooms, room, slots = self._buffer.rooms(0.0), self._buffer.room, self._slots()
+    async def _claim(self, conn: psycopg.AsyncConnection) -> None:
+        """Claim what is due: onward from who was served last, and then, where slots are left, from the first."""
+        now, slots, in_the_middle = time.monotonic(), self._slots(), self._cursor != NO_CONFIG
         if slots == 0 or now < self._claim_not_before:
             self._claim_is_owed = True
-            return False
+            return
+        found, to_the_last = await self._claim_onward(conn, slots)
+        if to_the_last and in_the_middle:
+            to_the_last = False
+            if left := self._slots():
+                more, to_the_last = await self._claim_onward(conn, left)
+                found += more
+        self._claim_is_owed = not to_the_last
+        if to_the_last and found < slots * WORTH_A_CLAIM:
+            spent = time.monotonic() - now
+            self._claim_not_before = now + min(spent * CLAIM_SHARE, self._poll_interval)
+
+    async def _claim_onward(self, conn: psycopg.AsyncConnection, slots: int) -> tuple[int, bool]:
+        """Claim from the config after the cursor on; returns how many, and whether it came to the last config.
+
+        Who got all that he had room for asks again when he has done half of it: not at once, for the few that were done
+        meanwhile.
+        """
+        now, rooms, room = time.monotonic(), self._buffer.rooms(0.0), self._buffer.room
         found = await queue.claim(
             conn, after=self._cursor, slots=slots, room=room, rooms=rooms, lease=self._lease, since=self._since
         )
@@ -202,16 +232,10 @@ class Fetcher:
         to_the_last = len(config_ids) < slots
         self._mark(found, rooms=rooms, room=room, to_the_last=to_the_last)
         self._cursor = NO_CONFIG if to_the_last else max(config_ids)
-        self._claim_is_owed = not to_the_last
         self._buffer.note(
             config_ids, rooms=rooms, room=room, all_taken=to_the_last and from_the_first, full=self._is_full
         )
-        if to_the_last:
-            spent = time.monotonic() - now
-            self._claim_not_before = now + min(spent * CLAIM_SHARE, self._poll_interval)
-        # A round that began in the middle goes on from the first config. Whoever got all that he had room for asks
-        # again when he has done half of it: not at once, for the few that were done meanwhile.
-        return to_the_last and not from_the_first
+        return len(config_ids), to_the_last
 
     async def _claim_governed(self, conn: psycopg.AsyncConnection) -> bool:
         """Claim what is due of governed configs; returns whether there may be more."""

@@ -97,6 +97,20 @@ def test_rooms_follow_the_pace_of_a_config() -> None:
     assert rooms[UUID(int=2)] < 10
 
 
+def test_a_config_that_is_done_with_all_keeps_its_pace() -> None:
+    """What was finished between two looks counts, also when a claim looks in between and finds nothing in hand."""
+    buffer = Buffer(concurrency=100, per_config=10)
+    room = 0
+    for _ in range(20):
+        buffer.put(deliveries(1, 10))
+        buffer.rooms(0.001)
+        while buffer.take():
+            buffer.finished(UUID(int=1), timed_out=False)
+        room = buffer.rooms(0.0).get(UUID(int=1), 0)
+        buffer.rooms(0.01)
+    assert room > 20
+
+
 def test_a_config_that_may_be_owed_more_asks_when_half_is_done() -> None:
     """Whoever got all that he had room for asks again in time; whoever got less does not ask."""
     buffer = Buffer(concurrency=100, per_config=10)

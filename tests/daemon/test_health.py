@@ -1,13 +1,9 @@
 """What /readyz tells of a daemon, beside the outage of its database (tests/acceptance/test_run.py)."""
 
 import asyncio
-import gzip
 
-import aiohttp
 import psycopg
-from aiohttp import web
 
-from outbox.daemon import health
 from outbox.daemon.dispatcher import Dispatcher
 from outbox.daemon.health import Health
 from outbox.daemon.housekeeping import Housekeeper
@@ -37,25 +33,6 @@ async def test_a_fetch_loop_that_does_not_turn_is_not_ready(db: str, conn: psyco
         await eventually(lambda: not health.problems())
         dispatcher.stop()
         await running
-
-
-async def test_no_body_is_unpacked() -> None:
-    """A bomb is bytes to the listener, whoever sends it: it shares the loop with the deliveries."""
-    bomb = gzip.compress(bytes(10_000_000))
-
-    async def measure(request: web.Request) -> web.Response:
-        return web.json_response(len(await request.read()))
-
-    app = web.Application()
-    app.router.add_post("/", measure)
-    runner = await health.serve(app, ("127.0.0.1", 0))
-    try:
-        host, port = runner.addresses[0]
-        url, packed = f"http://{host}:{port}/", {"Content-Encoding": "gzip"}
-        async with aiohttp.ClientSession() as session, session.post(url, data=bomb, headers=packed) as answer:
-            assert await answer.json() == len(bomb)
-    finally:
-        await runner.cleanup()
 
 
 async def test_a_schema_that_does_not_fit_is_not_ready(db: str, conn: psycopg.Connection) -> None:
