@@ -291,6 +291,8 @@ class Fetcher:
         start_before = clock + self._wait_in_hand
         self._buffer.put([Held(delivery, claimed.now, clock, start_before) for delivery in claimed.deliveries])
         self._start_senders()
+        # PostgreSQL may answer the next statement before the event loop has had a turn: first the POSTs.
+        await asyncio.sleep(0)
 
     def _slots(self) -> int:
         """How many deliveries may be claimed now. A record larger than the budget is taken by itself."""
