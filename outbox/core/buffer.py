@@ -19,6 +19,9 @@ AHEAD = 500
 LOOK_AHEAD = 0.08
 """Seconds: a config may have that much of its own pace waiting, so that a claim brings many and none waits long."""
 
+SHARES = 2
+"""One config has this part of the buffer at most, however fast it is: others find slots, and claims stay short."""
+
 PACE_WINDOW = 0.25
 """Seconds over which a config's pace is measured."""
 
@@ -103,7 +106,7 @@ class Buffer:
             if lane.in_hand == 0 and lane.finished == 0 and lane.pace < 1:
                 del self._lanes[config_id]
                 continue
-            lane.allowance = min(lane.limit + int(lane.pace * LOOK_AHEAD), self._capacity)
+            lane.allowance = min(lane.limit + int(lane.pace * LOOK_AHEAD), max(lane.limit, self._capacity // SHARES))
             rooms[config_id] = max(0, lane.allowance - lane.in_hand)
         return rooms
 

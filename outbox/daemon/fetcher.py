@@ -26,7 +26,7 @@ ROUTE_AHEAD_SECONDS = 0.1
 """How often a turn routes ahead at least, so that what is captured behind a large batch of another config is seen."""
 
 MANY_SLOTS = 100
-"""With so many free slots a turn routes no more than fills them: what is leased as it is routed needs no claim."""
+"""With so many free slots a turn routes no more than it could lease: what is leased at once needs no claim."""
 
 LEASE_MARGIN = 10.0
 """Seconds that a lease outlives the latest end of its POST, for the settle."""
@@ -113,6 +113,7 @@ class Fetcher:
         self._is_short_of_tokens = False
         self._record_bytes: float | None = None
         self._doorbell_is_up = False
+        self._looked_with_nothing_in_hand = False
         self._stopping = False
         self.has_governed = False
         """Whether a config has strict order, a rate limit or an open circuit."""
@@ -134,6 +135,7 @@ class Fetcher:
         patience = Patience()
         while not self._stopping:
             self._wake.clear()
+            self._looked_with_nothing_in_hand = False
             if self._settler.is_late:
                 # What is not written down could be claimed once more: first the settle, then the next claim.
                 await self._rest(LATE_PAUSE)
@@ -152,9 +154,10 @@ class Fetcher:
             self.turned_at = time.monotonic()
             if found:
                 continue
-            if until_empty and not (self._in_hand or self._governed_is_owed or self._is_short_of_tokens):
+            if not until_empty or self._in_hand or self._governed_is_owed or self._is_short_of_tokens:
+                await self._rest(self._until_next_look())
+            elif self._looked_with_nothing_in_hand and not self._claim_is_owed:
                 return
-            await self._rest(self._until_next_look())
 
     async def _turn(self, conn: psycopg.AsyncConnection) -> bool:
         """Route, then claim; returns whether to look again at once."""
@@ -166,6 +169,8 @@ class Fetcher:
             await self._targets.reload(conn, self._buffer.config_ids)
             await self._circuits.refresh(conn)
             self.has_governed = await governed.prepare(conn)
+            if not self.has_governed:
+                self._governed_is_owed = self._is_short_of_tokens = False
         routed = await self._route(conn, now)
         governed_claimed = self.has_governed and await self._claim_governed(conn)
         await self._claim(conn)
@@ -174,11 +179,11 @@ class Fetcher:
 
     async def _route(self, conn: psycopg.AsyncConnection, now: float) -> bool:
         """Route what was captured; returns whether there is more."""
-        rooms, room, slots = self._buffer.rooms(now - self._rooms_at), self._buffer.room, self._slots()
+        rooms, room, slots = *self._rooms(now - self._rooms_at), self._slots()
         self._rooms_at = now
         if self._claim_is_owed:
             slots //= 2  # what is new must not take every slot from what is due
-        limit = slots
+        limit = min(slots, max(MANY_SLOTS, sum(rooms.values()) + room))
         if slots < MANY_SLOTS or now >= self._route_ahead_at:
             limit = max(ROUTE_ROWS, slots)
             self._route_ahead_at = now + ROUTE_AHEAD_SECONDS
@@ -196,7 +201,10 @@ class Fetcher:
         self._buffer.note(
             [each.config_id for each in routed.deliveries], rooms=rooms, room=room, all_taken=False, full=self._is_full
         )
-        return routed.rows == limit
+        there_is_more = routed.rows == limit
+        if not routed.deliveries:
+            self._route_ahead_at = 0.0  # nobody wants it now, or may have more: perhaps of what is behind it
+        return there_is_more
 
     async def _claim(self, conn: psycopg.AsyncConnection) -> None:
         """Claim what is due: onward from who was served last, and then, where slots are left, from the first."""
@@ -221,7 +229,7 @@ class Fetcher:
         Who got all that he had room for asks again when he has done half of it: not at once, for the few that were done
         meanwhile.
         """
-        now, rooms, room = time.monotonic(), self._buffer.rooms(0.0), self._buffer.room
+        now, (rooms, room) = time.monotonic(), self._rooms(0.0)
         found = await queue.claim(
             conn, after=self._cursor, slots=slots, room=room, rooms=rooms, lease=self._lease, since=self._since
         )
@@ -245,7 +253,7 @@ class Fetcher:
         self._governed_is_owed = slots == 0 or now < self._governed_not_before
         if self._governed_is_owed:
             return False
-        rooms, room = self._buffer.rooms(0.0), self._buffer.room
+        rooms, room = self._rooms(0.0)
         found = await governed.claim_governed(
             conn, after=self._governed_after, slots=slots, room=room, rooms=rooms, lease=self._lease
         )
@@ -261,12 +269,12 @@ class Fetcher:
 
     async def _look_once_more(self, conn: psycopg.AsyncConnection) -> bool:
         """Before sleeping: raise the doorbell, and look at what came before it was up, or committed out of order."""
-        again = False
+        again, self._looked_with_nothing_in_hand = False, not self._in_hand
         if not self._doorbell_is_up and not self._link.is_pooled:  # behind a pooler nobody hears it, and it costs
             # First, because it may ring before the answer is here; after the answer that ring would be forgotten.
             self._doorbell_is_up = True
             again = await queue.raise_doorbell(conn)
-        if not self._in_hand:
+        if self._looked_with_nothing_in_hand:
             again = (
                 again or bool(self._low or self._marks or self._since) or self._claim_is_owed or self._governed_is_owed
             )
@@ -293,6 +301,17 @@ class Fetcher:
         self._start_senders()
         # PostgreSQL may answer the next statement before the event loop has had a turn: first the POSTs.
         await asyncio.sleep(0)
+
+    def _rooms(self, elapsed: float) -> tuple[dict[UUID, int], int]:
+        """Return how many may be claimed of each config in hand, and of another.
+
+        Where the bytes are what is short, one config takes a part of them only: it could hang, and keep them.
+        """
+        rooms, room, slots = self._buffer.rooms(elapsed), self._buffer.room, self._slots()
+        if slots == self._buffer.slots:
+            return rooms, room
+        share = max(1, slots // 4)
+        return {config_id: min(own, share) for config_id, own in rooms.items()}, min(room, share)
 
     def _slots(self) -> int:
         """How many deliveries may be claimed now. A record larger than the budget is taken by itself."""
@@ -349,4 +368,5 @@ class Fetcher:
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
         except TimeoutError:
-            self._doorbell_is_up = False  # perhaps it rang and nobody told us
+            if seconds >= self._poll_interval:
+                self._doorbell_is_up = False  # perhaps it rang and nobody told us

@@ -193,9 +193,9 @@ class Senders:
             result.kind if isinstance(result, Failure) else None,
         )
         self._tally.attempted(attempt, result, duration)
-        self._attempt_log.note(attempt, event_id, target.config_id)
         self._buffer.unsettled += 1
         self._settler.add(attempt)
+        self._attempt_log.note(attempt, event_id, target.config_id)
         return attempt
 
 

@@ -129,7 +129,10 @@ class Guard:
 
     def denied(self, address: str) -> Network | None:
         """Return the denied network that an address is in, itself or by the IPv4 address that it carries, or None."""
-        ip = ipaddress.ip_address(address)
+        try:
+            ip = ipaddress.ip_address(address)
+        except ValueError:
+            return None
         for network in self.deny:
             if any(each in network for each in (ip, *_carried(ip))):
                 return network

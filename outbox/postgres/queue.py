@@ -22,11 +22,11 @@ ID_BEGINS: LiteralString = "lpad(to_hex({seq} >> 12), 12, '0') || '8' || lpad(to
 # more than n: the materialized CTE is run once. `low` skips what was taken since: while somebody holds a snapshot
 # open, all taken rows are still in the index, and a scan from its beginning would read them each time.
 #
-# The event's id carries seq in its first 60 bits (ids sort by capture) and 62 random ones (never the same id twice,
-# also after a restored backup set the sequence back). The random ones are the same for all of one statement, as seq
-# tells these apart: asked for row by row, they are three system calls each where PostgreSQL has no OpenSSL. The first
-# `slots` deliveries, at most `room` per config, are leased at once and come back ready to send: the happy path is
-# insert, delete, log, and no update.
+# The event's id carries seq in its first 60 bits (ids sort by capture) and 60 that nobody can guess (never the same id
+# twice, also after a restored backup set the sequence back; who knows one knows no other). They are made of one random
+# value for the statement: asked for row by row, it is three system calls each where PostgreSQL has no OpenSSL. The
+# first `slots` deliveries, at most `room` per config, are leased at once and come back ready to send: the happy path
+# is insert, delete, log, and no update.
 _ROUTE = """
 with taken as materialized (
     select o.seq from outbox.outbox as o
@@ -38,7 +38,7 @@ with taken as materialized (
         o.expansions, o.traceparent
 ), named as materialized (
     select r.*, (
-        {id_begins} || substr((select gen_random_uuid()::text), 20)
+        {id_begins} || '8' || left(encode(sha256(((select gen_random_uuid()::text) || r.seq)::bytea), 'hex'), 15)
     )::uuid as id
     from removed as r
 ), kept as (
@@ -139,7 +139,7 @@ with recursive indebted (config_id, place, next_place) as (
         attempts_uncounted = d.attempts_uncounted + d.leased::integer
     from picked as p where d.ctid = p.row
     returning d.event_id, d.config_id, d.event_created_at, d.attempts, d.attempts_uncounted, p.revision,
-        p.due_at as was_due_at
+        greatest(p.due_at, timestamptz '2000-01-01') as was_due_at  -- -infinity is no time in Python
 )
 select now(), was_due_at, event_id, config_id, attempts, attempts_uncounted, event_created_at, revision, type, resource,
     data, expansions, traceparent

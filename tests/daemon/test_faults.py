@@ -34,6 +34,25 @@ async def test_two_daemons_send_nothing_twice(contacts: psycopg.Connection, db: 
         assert set(seen.values()) == {1}
 
 
+async def test_one_that_hangs_does_not_keep_all_the_room_for_large_records(
+    contacts: psycopg.Connection, db: str
+) -> None:
+    """So many bytes are in hand at most; one config has a part of them, and the others are served meanwhile."""
+    with Receiver(default=Hang()) as receiver:
+        receiver.answer("/healthy", Status(204))
+        add_config(contacts, receiver.url_for("/hangs"), on_update=False)
+        add_config(contacts, receiver.url_for("/healthy"), on_create=False)
+        contacts.execute("insert into contacts (id, name) select i, repeat('x', 1000000) from generate_series(1, 60) i")
+
+        def paths() -> Counter[str]:
+            return Counter(each.path for each in receiver.requests)
+
+        async with running(db, request_timeout=60.0, drain_timeout=0.1):
+            await eventually(lambda: paths()["/hangs"] > 2)
+            contacts.execute("update contacts set name = repeat('y', 1000000) where id = 1")
+            await eventually(lambda: paths()["/healthy"] == 1)
+
+
 async def test_a_hundred_thousand_rows_in_one_update_all_arrive(contacts: psycopg.Connection, db: str) -> None:
     """One statement of the application, 100,000 changes: all arrive, and keep nobody else waiting."""
     with Receiver() as receiver:

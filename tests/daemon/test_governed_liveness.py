@@ -1,8 +1,16 @@
 """A record that is blocked costs its config's other records nothing."""
 
+import asyncio
+
 import psycopg
 
+from outbox.daemon.dispatcher import Dispatcher
+from outbox.daemon.outage import Outage
+from outbox.daemon.targets import Targets
+from outbox.http.sender import Sender
 from outbox.postgres.governed import LOOKED_AT
+from outbox.secrets import SecretBox
+from outbox.settings import Settings
 from tests.daemons import add_config, attach_contacts, make_due, until_empty
 from tests.receiver import Receiver, Status
 
@@ -28,3 +36,13 @@ async def test_a_long_line_behind_a_dead_change_holds_no_other_record(conn: psyc
         conn.execute("update outbox.postback_configs set paused_at = null where id = %s", [config])
         await until_empty(db)
         assert [each.data["id"] for each in receiver.requests] == [1, 2]
+
+
+async def test_once_nothing_is_governed_nothing_is_waited_for(db: str) -> None:
+    """What the last look at governed configs left open keeps nobody from ending, or from sleeping."""
+    settings = Settings(dsn=db)
+    async with Sender.of(settings) as sender, asyncio.timeout(30):
+        dispatcher = Dispatcher(settings, sender, Targets(SecretBox(())), Outage())
+        fetcher = dispatcher._fetcher  # noqa: SLF001 - the moment in between is not to be had from outside
+        fetcher._governed_is_owed = fetcher._is_short_of_tokens = True  # noqa: SLF001
+        await dispatcher.run(until_empty=True)
