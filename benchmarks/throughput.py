@@ -53,7 +53,7 @@ def measure(deliveries: int = 20_000, rounds: int = 3) -> None:
             count, seconds = receiver.ask("span")
             bare = count / seconds
             before = receiver.ask("count")
-            statements_before = _statements(conn)
+            statements_before = stage.statements(conn)
             with stage.daemon(
                 dsn, OUTBOX_CONCURRENCY=str(4 * IN_FLIGHT), OUTBOX_MAX_IN_FLIGHT_PER_CONFIG=str(IN_FLIGHT)
             ) as daemon:
@@ -65,7 +65,7 @@ def measure(deliveries: int = 20_000, rounds: int = 3) -> None:
                 daemon_cpu = daemon.cpu_seconds()
                 peak = max(peak, daemon.memory())
             # Its connections are closed, so that their last numbers are in.
-            statements = _statements(conn) - statements_before
+            statements = stage.statements(conn) - statements_before
             pairs.append((count / seconds, bare))
             conn.execute("truncate outbox.outbox")
     stage.record(
@@ -81,15 +81,6 @@ def measure(deliveries: int = 20_000, rounds: int = 3) -> None:
         },
         {"deliveries": deliveries, "rounds": rounds, "in flight": IN_FLIGHT},
     )
-
-
-def _statements(conn: psycopg.Connection) -> float:
-    """Return how many transactions the database has seen: each of the daemon's statements is one."""
-    conn.execute("select pg_stat_clear_snapshot()")
-    row = conn.execute(
-        "select sum(pg_stat_get_db_xact_commit(d.oid)) from pg_database d where d.datname = current_database()"
-    ).fetchone()
-    return float(row[0]) if row else 0.0
 
 
 if __name__ == "__main__":
