@@ -3,14 +3,13 @@
 import asyncio
 import math
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
 from uuid import UUID
 
 import psycopg
 
 from outbox.core.buffer import Buffer, Held
+from outbox.core.marks import Marks
 from outbox.core.tally import Tally
 from outbox.daemon.circuits import Circuits
 from outbox.daemon.outage import Outage, Patience
@@ -34,12 +33,6 @@ LEASE_MARGIN = 10.0
 LEAST_WAIT_IN_HAND = 5.0
 """Seconds that a claimed delivery may wait for its POST to begin, at least."""
 
-LOW_MARK_LAG = 0.5
-"""Seconds by which the low-water marks trail, because transactions commit out of the order of their seq and due_at."""
-
-LOW_MARK_LIFE = 2.0
-"""Seconds after which the low-water marks are forgotten."""
-
 CLAIM_SHARE = 4
 """A claim that found little is not repeated before this many times its duration has passed."""
 
@@ -62,8 +55,6 @@ LATE_PAUSE = 0.1
 """Seconds from one look to the next at a settle that is late."""
 
 NO_CONFIG = UUID(int=0)
-
-_NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 class Fetcher:
@@ -96,11 +87,7 @@ class Fetcher:
         self._poll_interval = poll_interval
         self._wait_in_hand = max(LEAST_WAIT_IN_HAND, request_timeout)
         self._lease = self._wait_in_hand + request_timeout + LEASE_MARGIN
-        self._marks: deque[tuple[float, int]] = deque()
-        self._low = 0
-        self._since: dict[UUID, datetime] = {}
-        self._latest_mark = _NEVER
-        self._forget_low_at = 0.0
+        self._marks = Marks()
         self._rooms_at = time.monotonic()
         self._route_ahead_at = 0.0
         self._cursor = NO_CONFIG
@@ -188,15 +175,12 @@ class Fetcher:
             limit = max(ROUTE_ROWS, slots)
             self._route_ahead_at = now + ROUTE_AHEAD_SECONDS
         routed = await queue.route(
-            conn, low=self._low_mark(now), rows=limit, slots=slots, room=room, rooms=rooms, lease=self._lease
+            conn, low=self._marks.low(now), rows=limit, slots=slots, room=room, rooms=rooms, lease=self._lease
         )
-        if routed.now is not None:
-            self._latest_mark = routed.now - timedelta(seconds=LOW_MARK_LAG)
+        self._marks.routed(now, at=routed.now, top=routed.top)
         self._tally.routed += routed.rows
         self._tally.created += routed.created
         self._tally.leased_at_once += len(routed.deliveries)
-        if routed.top is not None:
-            self._marks.append((now, routed.top))
         await self._admit(conn, routed, now)
         self._buffer.note(
             [each.config_id for each in routed.deliveries], rooms=rooms, room=room, all_taken=False, full=self._is_full
@@ -231,14 +215,16 @@ class Fetcher:
         """
         now, (rooms, room) = time.monotonic(), self._rooms(0.0)
         found = await queue.claim(
-            conn, after=self._cursor, slots=slots, room=room, rooms=rooms, lease=self._lease, since=self._since
+            conn, after=self._cursor, slots=slots, room=room, rooms=rooms, lease=self._lease, since=self._marks.since
         )
         self._tally.claimed += len(found.deliveries)
         await self._admit(conn, found, now)
         config_ids = [each.config_id for each in found.deliveries]
         from_the_first = self._cursor == NO_CONFIG
         to_the_last = len(config_ids) < slots
-        self._mark(found, rooms=rooms, room=room, to_the_last=to_the_last)
+        self._marks.claimed(
+            config_ids, found.reached, after=self._cursor, rooms=rooms, room=room, to_the_last=to_the_last
+        )
         self._cursor = NO_CONFIG if to_the_last else max(config_ids)
         self._buffer.note(
             config_ids, rooms=rooms, room=room, all_taken=to_the_last and from_the_first, full=self._is_full
@@ -275,10 +261,8 @@ class Fetcher:
             self._doorbell_is_up = True
             again = await queue.raise_doorbell(conn)
         if self._looked_with_nothing_in_hand:
-            again = (
-                again or bool(self._low or self._marks or self._since) or self._claim_is_owed or self._governed_is_owed
-            )
-            self._forget_low_mark()
+            again = again or bool(self._marks) or self._claim_is_owed or self._governed_is_owed
+            self._marks.forget()
             self._claim_not_before = self._governed_not_before = 0.0
         return await self._turn(conn) if again else False
 
@@ -327,33 +311,6 @@ class Fetcher:
     def _in_hand(self) -> int:
         """What is not done yet: waiting, being sent, being settled."""
         return self._buffer.in_hand + self._settler.count
-
-    def _low_mark(self, now: float) -> int:
-        if now >= self._forget_low_at:
-            self._forget_low_mark()
-            self._forget_low_at = now + LOW_MARK_LIFE
-        while self._marks and self._marks[0][0] < now - LOW_MARK_LAG:
-            self._low = max(self._low, self._marks.popleft()[1])
-        return self._low
-
-    def _forget_low_mark(self) -> None:
-        self._marks.clear()
-        self._low = 0
-        self._since.clear()
-
-    def _mark(self, found: queue.Claimed, *, rooms: Mapping[UUID, int], room: int, to_the_last: bool) -> None:
-        """Remember up to when each config that was served has nothing more that is due.
-
-        Who got all that he had room for has nothing before that; who got less has nothing at all.
-        """
-        taken = Counter(delivery.config_id for delivery in found.deliveries)
-        for config_id in rooms.keys() | taken.keys():
-            reached = found.reached.get(config_id)
-            if taken[config_id] < rooms.get(config_id, room) and self._cursor < config_id:
-                was_looked_at = to_the_last or config_id < max(taken)
-                reached = self._latest_mark if was_looked_at else reached
-            if reached is not None:
-                self._since[config_id] = min(reached, self._latest_mark)
 
     def _until_next_look(self) -> float:
         looks = [self._claim_not_before] if self._claim_is_owed else []
