@@ -3,7 +3,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (3, 'capture', 'bd71be46ebdd6cefc40e508fdf2d8b258c9ff05c79f0dc47353f954d690f1e7c');
+values (3, 'capture', 'f86f9322b86aaa645add9f9679c8038636438dfc7978da9100c951b1551e407d');
 
 -- The doorbell. 2: a daemon sleeps and wants to be woken; 1: nobody does. NOTIFY takes a lock that makes all
 -- committing transactions of the database queue, so a trigger notifies only for a sleeping daemon. A sequence,
@@ -99,11 +99,11 @@ comment on function outbox.record_expression(regclass, text, regproc, boolean, t
     'Internal to outbox.attach(): the expression that turns a row into the JSON that subscribers receive.';
 revoke execute on function outbox.record_expression(regclass, text, regproc, boolean, text[]) from public;
 
--- A condition runs inside the trigger function, so with the rights of the outbox's owner and under the application's
--- write. PostgreSQL examines it as it does a CHECK constraint, on an empty table that is made for it: one boolean
--- expression over the row, without subqueries and aggregates. Two things more are refused that a condition has no need
--- of: functions that are not PostgreSQL's own, which somebody else could replace, and volatile ones. What goes into the
--- trigger function is not the given text but PostgreSQL's own print of what it understood.
+-- A condition runs inside the trigger function, so with the rights of the capture and under the application's write.
+-- PostgreSQL examines it as it does a CHECK constraint, on an empty table that is made for it: one boolean expression
+-- over the row, without subqueries and aggregates. Two things more are refused that a condition has no need of: functions
+-- that are not PostgreSQL's own, which somebody else could replace, and volatile ones. What goes into the trigger function
+-- is not the given text but PostgreSQL's own print of what it understood.
 create function outbox.read_condition(
     relation regclass, condition text, out expression text, out used_columns text[]
 ) returns record
@@ -177,9 +177,61 @@ comment on function outbox.read_condition(regclass, text) is
     'Internal to outbox.attach(): examines a condition; returns how PostgreSQL writes it, and the columns it uses.';
 revoke execute on function outbox.read_condition(regclass, text) from public;
 
+-- As whom the capture runs. It runs code of others: a table's owner may add a column at any time whose type has a cast to
+-- json that it made itself. So where outbox.grant_roles() could give outbox_capture what a capture needs, and that is
+-- little, the functions that are generated are that role's, and not the owner's of everything.
+create function outbox.owner_of_capture() returns name
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(
+        (
+            select r.rolname from pg_roles as r
+            where r.rolname = 'outbox_capture' and has_column_privilege(r.oid, o.oid, 'data', 'insert')
+        ),
+        pg_get_userbyid(o.relowner)
+    )
+    from pg_class as o
+    where o.oid = 'outbox.outbox'::regclass
+$$;
+comment on function outbox.owner_of_capture() is 'Internal: the role that owns what is generated, and as which it runs.';
+revoke execute on function outbox.owner_of_capture() from public;
+
+create function outbox.give_to_capture(generated regprocedure) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    wanted constant name := outbox.owner_of_capture();
+begin
+    if wanted = (select pg_get_userbyid(p.proowner) from pg_proc as p where p.oid = generated) then
+        return;
+    end if;
+    if has_schema_privilege(wanted, 'outbox', 'create') then
+        execute format('alter function %s owner to %I', generated, wanted);
+        return;
+    end if;
+    -- Whoever is to own a function of the schema must be able to create in it, for this one moment: nobody else sees it.
+    -- With that right for good, whoever runs code in the capture could put functions of its own in front of ours. Two
+    -- at once would change the same row of the catalog, and one of them fail.
+    lock table outbox.migrations in share row exclusive mode;
+    execute format('grant create on schema outbox to %I', wanted);
+    execute format('alter function %s owner to %I', generated, wanted);
+    execute format('revoke create on schema outbox from %I', wanted);
+end
+$$;
+comment on function outbox.give_to_capture(regprocedure) is
+    'Internal: gives a generated function to the role as which the capture runs.';
+revoke execute on function outbox.give_to_capture(regprocedure) from public;
+
+-- What a generated function was made for stands in the first line of its body. The tempting comment on the function is
+-- its owner's to change, so code that runs in the capture could put a condition there, which the owner of everything
+-- would examine, and so run, when it next attaches. A body can only be replaced by who may create in the schema.
+--
 -- Expands: related records, taken at the moment of the change. The functions that give them for a resource are called by
--- one generated function, expand_<hash of the resource>, whose comment is their registry, as the triggers are that of the
--- attachments. The capture of a resource calls it where it exists: who registers nothing pays nothing.
+-- one generated function, expand_<hash of the resource>, whose first line is their registry, as the triggers are that of
+-- the attachments. The capture of a resource calls it where it exists: who registers nothing pays nothing.
 create function outbox.expand_function(resource text) returns text
 language sql
 immutable
@@ -597,7 +649,8 @@ begin
         );
     end if;
     body := format(
-        E'#variable_conflict use_column\n'
+        E'-- %9$s\n'
+        '#variable_conflict use_column\n'
         'begin\n'
         '    if current_setting(''outbox.suppress'', true) in (''on'', ''true'', ''yes'', ''1'') then\n'
         '        return null;\n'
@@ -631,21 +684,7 @@ begin
         '    return null;\n'
         'end',
         coalesce(nullif(shape_check, ''), E'\n    '), traced[3], traced[1], traced[2], traced[3],
-        fast[1], fast[2], fast[3]
-    );
-    -- The settings are those that change how a value is written: what is sent must not depend on who wrote.
-    execute format(
-        'create or replace function outbox.%I() returns trigger language plpgsql security definer '
-        'set search_path = pg_catalog, pg_temp set timezone = ''UTC'' set datestyle = ''ISO, MDY'' '
-        'set intervalstyle = ''postgres'' set bytea_output = ''hex'' set extra_float_digits = 1 '
-        'set lc_monetary = ''C'' set xmlbinary = ''base64'' set quote_all_identifiers = off as %L',
-        function_name, body
-    );
-    -- Nobody may hang the function on a table of his own and so forge events.
-    execute format('revoke execute on function outbox.%I() from public', function_name);
-    execute format(
-        'comment on function outbox.%I() is %L',
-        function_name,
+        fast[1], fast[2], fast[3],
         json_build_object(
             'resource', attach.resource, 'key', array_to_string(key_columns, ','), 'location', location,
             'product_transaction', product_transaction, 'serializer', attach.serializer::regproc::text,
@@ -659,14 +698,17 @@ begin
             'shape', to_json(columns_of_shape)
         )
     );
-    -- It runs as the owner of the outbox, whoever attaches, and that is never more than the outbox needs.
-    if (select c.relowner from pg_class c where c.oid = 'outbox.outbox'::regclass)
-        <> (select p.proowner from pg_proc p where p.oid = format('outbox.%I()', function_name)::regprocedure) then
-        execute format(
-            'alter function outbox.%I() owner to %I', function_name,
-            (select pg_get_userbyid(c.relowner) from pg_class c where c.oid = 'outbox.outbox'::regclass)
-        );
-    end if;
+    -- The settings are those that change how a value is written: what is sent must not depend on who wrote.
+    execute format(
+        'create or replace function outbox.%I() returns trigger language plpgsql security definer '
+        'set search_path = pg_catalog, pg_temp set timezone = ''UTC'' set datestyle = ''ISO, MDY'' '
+        'set intervalstyle = ''postgres'' set bytea_output = ''hex'' set extra_float_digits = 1 '
+        'set lc_monetary = ''C'' set xmlbinary = ''base64'' set quote_all_identifiers = off as %L',
+        function_name, body
+    );
+    -- Nobody may hang the function on a table of his own and so forge events.
+    execute format('revoke execute on function outbox.%I() from public', function_name);
+    perform outbox.give_to_capture(format('outbox.%I()', function_name)::regprocedure);
 
     -- Statement triggers fire for the table that a statement names, so partitions get them too. Foreign tables
     -- can not have them.
@@ -723,7 +765,9 @@ select
 from pg_catalog.pg_trigger as t
 inner join pg_catalog.pg_proc as p
     on t.tgfoid = p.oid and p.pronamespace = 'outbox'::pg_catalog.regnamespace
-cross join lateral (select pg_catalog.obj_description(p.oid, 'pg_proc')::json as options) as d
+cross join lateral (
+    select pg_catalog.substring(p.prosrc, '^-- ([^\n]*)\n')::json as options
+) as d
 where t.tgname = 'outbox_insert' and not t.tgisinternal;
 comment on view outbox.attachments is 'The tables that are attached, read from the catalog: their triggers are the truth.';
 
@@ -774,7 +818,9 @@ select
     e.name,
     e.function
 from pg_catalog.pg_proc as p
-cross join lateral (select pg_catalog.obj_description(p.oid, 'pg_proc')::json as options) as d
+cross join lateral (
+    select pg_catalog.substring(p.prosrc, '^-- ([^\n]*)\n')::json as options
+) as d
 cross join lateral pg_catalog.json_each_text(d.options -> 'expands') as e (name, function)
 where p.pronamespace = 'outbox'::pg_catalog.regnamespace and p.proname ~ '^expand_[0-9a-f]{32}$';
 comment on view outbox.expands is 'The expands that are registered, and the function that gives each.';
@@ -812,7 +858,8 @@ begin
             ') returns json language plpgsql stable set search_path = pg_catalog, pg_temp as %L',
             function_name,
             format(
-                E'#variable_conflict use_column\n'
+                E'-- %4$s\n'
+                '#variable_conflict use_column\n'
                 'declare\n'
                 '    asked text;\n'
                 '    found json;\n'
@@ -845,19 +892,12 @@ begin
                 '    end loop;\n'
                 '    return (''{'' || taken || ''}'')::json;\n'
                 'end',
-                write_expands.resource, names, cases
+                write_expands.resource, names, cases,
+                json_build_object('resource', write_expands.resource, 'expands', write_expands.functions)
             )
         );
         execute format('revoke execute on function outbox.%I(text, text, text, text) from public', function_name);
-        execute format(
-            'comment on function outbox.%I(text, text, text, text) is %L', function_name,
-            json_build_object('resource', write_expands.resource, 'expands', write_expands.functions)
-        );
-        -- The capture calls it as the owner of the outbox, whoever registers.
-        execute format(
-            'alter function outbox.%I(text, text, text, text) owner to %I', function_name,
-            (select pg_get_userbyid(c.relowner) from pg_class c where c.oid = 'outbox.outbox'::regclass)
-        );
+        perform outbox.give_to_capture(format('outbox.%I(text, text, text, text)', function_name)::regprocedure);
     end if;
 
     if existed <> (cases is not null) then

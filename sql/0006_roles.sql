@@ -3,7 +3,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (6, 'roles', 'eb47f0e51209a51f567793f634bd0623eeccecd24a004fe1fc8b9b7f1c1b3216');
+values (6, 'roles', '8b8546981c85dd654a101fdbfb799f94fc14345c75e284ff80ec49967b1626d8');
 
 create function outbox.grant_roles() returns text []
 language plpgsql
@@ -40,6 +40,21 @@ declare
             'function outbox.prune_default(text, timestamptz, timestamptz, bigint, integer, boolean)'
         ],
 
+        -- As this one others' code runs: so it reads of configs what says whether an expand is asked for, and no more.
+        ['outbox_capture', 'usage', 'schema outbox'],
+        [
+            'outbox_capture',
+            'insert (type, resource, resource_id, location_id, product_transaction_id, data, expansions, traceparent)',
+            'table outbox.outbox'
+        ],
+        [
+            'outbox_capture',
+            'select (resource, expands, is_active, deleted_at, location_id, product_transaction_id, on_create, '
+            'on_update, on_delete)',
+            'table outbox.postback_configs'
+        ],
+        ['outbox_capture', 'select, update', 'sequence outbox.doorbell'],
+
         ['outbox_api', 'usage', 'schema outbox'],
         ['outbox_api', 'select', 'table outbox.migrations'],
         ['outbox_api', 'select, insert, update', 'table outbox.postback_configs'],
@@ -74,6 +89,7 @@ declare
     present text [];
     names text;
     relation text;
+    generated regprocedure;
     grant_ text [];
 begin
     -- Two at once would change the same rows of the catalog, and one of them fail.
@@ -81,9 +97,12 @@ begin
     -- A function is everybody's when it is made.
     revoke execute on all functions in schema outbox from public;
 
+    -- outbox_capture is to own functions, which only its members can give it.
     present := array(
         select r.rolname::text from pg_roles as r
-        where r.rolname in ('outbox_daemon', 'outbox_api', 'outbox_reader') order by 1
+        where r.rolname in ('outbox_daemon', 'outbox_api', 'outbox_reader') or r.rolname = 'outbox_capture'
+            and pg_has_role((select c.relowner from pg_class as c where c.oid = 'outbox.outbox'::regclass), r.oid, 'usage')
+        order by 1
     );
     if present = '{}' then
         return present;
@@ -104,11 +123,24 @@ begin
             execute format('grant %s on %s to %I', grant_[2], grant_[3], grant_[1]);
         end if;
     end loop;
+    if 'outbox_capture' = any (present) then
+        for generated in
+            select p.oid from pg_proc as p
+            where p.pronamespace = 'outbox'::regnamespace and (
+                p.proname like 'capture\_%' and p.prorettype = 'trigger'::regtype
+                or p.proname ~ '^expand_[0-9a-f]{32}$'
+            )
+        loop
+            perform outbox.give_to_capture(generated);
+            execute format('grant execute on function %s to outbox_capture', generated);
+        end loop;
+    end if;
     return present;
 end
 $$;
 comment on function outbox.grant_roles() is
-    'Grants outbox_daemon, outbox_api and outbox_reader what each needs, and takes from them all else in this schema. '
-    'For the schema''s owner, as often as one likes. Returns those of them that exist.';
+    'Grants outbox_daemon, outbox_capture, outbox_api and outbox_reader what each needs, takes from them all else in this '
+    'schema, and gives outbox_capture what attach() and register_expand() made. For the schema''s owner, as often as one '
+    'likes. Returns those of them that exist.';
 revoke execute on function outbox.grant_roles() from public;
 select outbox.grant_roles();

@@ -1,4 +1,5 @@
--- Optional, once in a cluster: four roles without login, for those who log in to be members of. Again does no harm.
+-- Optional, once in a cluster: five roles without login, four of them for those who log in to be members of. Again does
+-- no harm.
 --
 --   psql -X -v ON_ERROR_STOP=1 -f sql/roles.sql
 --
@@ -9,11 +10,18 @@ declare
     wanted text;
     owner name;
 begin
-    foreach wanted in array array ['outbox_owner', 'outbox_daemon', 'outbox_api', 'outbox_reader'] loop
+    foreach wanted in array array [
+        'outbox_owner', 'outbox_capture', 'outbox_daemon', 'outbox_api', 'outbox_reader'
+    ] loop
         if pg_catalog.to_regrole(wanted) is null then
             execute pg_catalog.format('create role %I nologin', wanted);
         end if;
     end loop;
+
+    -- The capture's functions run as outbox_capture. Only a member can give functions to a role.
+    if not pg_catalog.pg_has_role('outbox_owner', 'outbox_capture', 'member') then
+        grant outbox_capture to outbox_owner;
+    end if;
 
     -- Not to_regprocedure(), which fails for whoever may not use the schema.
     select pg_catalog.pg_get_userbyid(p.proowner) into owner

@@ -5,11 +5,11 @@ from psycopg import AsyncConnection
 from outbox.core import expansions
 
 _REGISTERED = """
-select json_object_keys(obj_description(p.oid, 'pg_proc')::json -> 'expands')
+select json_object_keys(substring(p.prosrc, '^-- ([^\\n]*)\\n')::json -> 'expands')
 from pg_proc as p
 join pg_namespace as s on s.oid = p.pronamespace and s.nspname = 'outbox'
 where p.proname ~ '^expand_[0-9a-f]{32}$'
-    and obj_description(p.oid, 'pg_proc')::json ->> 'resource' = %(resource)s
+    and substring(p.prosrc, '^-- ([^\\n]*)\\n')::json ->> 'resource' = %(resource)s
 """
 
 

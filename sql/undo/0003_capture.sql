@@ -36,6 +36,8 @@ drop function outbox.detach(regclass);
 drop view outbox.attachments;
 drop function outbox.attach(regclass, text, text, text, text, regproc, text[], text);
 drop function outbox.expand_function(text);
+drop function outbox.give_to_capture(regprocedure);
+drop function outbox.owner_of_capture();
 drop function outbox.read_condition(regclass, text);
 drop function outbox.record_expression(regclass, text, regproc, boolean, text[]);
 drop sequence outbox.doorbell;

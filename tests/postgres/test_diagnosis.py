@@ -456,7 +456,7 @@ async def test_columns_and_a_condition_are_kept_by_the_command_that_is_advised(
 
 
 async def test_expands_that_can_not_be_sent_are_warned_of(every_postgres: str) -> None:
-    """Asked for and not registered; registered, and the function is gone or the outbox's owner may not run it."""
+    """Asked for and not registered; registered, and the function is gone or the capture's role may not run it."""
     with psycopg.connect(every_postgres, autocommit=True) as conn, role(conn, every_postgres) as (name, dsn):
         conn.execute(f'create schema outbox authorization "{name}"'.encode())
         assert outbox(dsn, "migrate").returncode == 0
@@ -528,7 +528,7 @@ async def test_a_serializer_that_is_gone_or_forbidden_is_a_problem(
 
 
 async def test_a_serializer_that_the_owner_may_not_run_is_a_problem(every_postgres: str) -> None:
-    """Capture runs as the owner of the outbox, who needs the right to the function and to its schema."""
+    """Capture runs as a role who needs the right to the function and to its schema."""
     with psycopg.connect(every_postgres, autocommit=True) as conn, role(conn, every_postgres) as (name, dsn):
         conn.execute(f'create schema outbox authorization "{name}"'.encode())
         assert outbox(dsn, "migrate").returncode == 0
@@ -552,7 +552,7 @@ async def test_a_serializer_that_the_owner_may_not_run_is_a_problem(every_postgr
 async def test_a_trigger_function_of_an_owner_without_rights_is_a_problem(
     db: str, aconn: psycopg.AsyncConnection, contacts: psycopg.Connection
 ) -> None:
-    """It runs as its owner; to attach again gives it to the owner of the outbox."""
+    """It runs as its owner; to attach again gives it to whom the capture is to run as."""
     with role(contacts, db) as (name, _):
         contacts.execute(f'alter function outbox.capture_contacts() owner to "{name}"'.encode())
         found = only(await capture.capture(aconn))
@@ -561,6 +561,18 @@ async def test_a_trigger_function_of_an_owner_without_rights_is_a_problem(
             contacts.execute("insert into contacts values (1, 'x')")
         outbox(db, *shlex.split(found.advice or "")[1:])
         assert only(await capture.capture(aconn)).level is OK
+
+
+@pytest.mark.parametrize("change", ["security invoker", "set search_path = public", "reset all"])
+async def test_a_trigger_function_that_somebody_altered_is_a_problem(
+    db: str, aconn: psycopg.AsyncConnection, contacts: psycopg.Connection, change: str
+) -> None:
+    """What an owner can do to it is seen, and undone by attaching again."""
+    contacts.execute(f"alter function outbox.capture_contacts() {change}".encode())
+    found = only(await capture.capture(aconn))
+    assert (found.level, "somebody altered" in found.message) == (PROBLEM, True)
+    assert outbox(db, *shlex.split(found.advice or "")[1:]).returncode == 0
+    assert only(await capture.capture(aconn)).level is OK
 
 
 async def test_a_table_that_was_altered_is_a_warning_until_it_is_attached_again(

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -21,7 +22,7 @@ from tests.servers import fresh_database, installed_binaries
 from tests.terminals import terminal
 from tests.tried import outbox
 
-ROLES = ("outbox_owner", "outbox_daemon", "outbox_api", "outbox_reader")
+ROLES = ("outbox_owner", "outbox_capture", "outbox_daemon", "outbox_api", "outbox_reader")
 LOGINS = {"deployer": "outbox_owner", "dispatcher": "outbox_daemon", "web": "outbox_api", "eyes": "outbox_reader"}
 GRANTS = """
     select 'schema ' || n.nspname, nspacl::text[] from pg_namespace n where nspname = 'outbox'
@@ -88,7 +89,8 @@ def bare(server: EmbeddedPostgres) -> Iterator[Database]:
             with fresh_database(server.dsn) as dsn, psycopg.connect(dsn, autocommit=True) as admin:
                 yield Database(dsn, admin)
         finally:
-            for role in (*logins, *ROLES):
+            # In this order: whoever granted a membership can not be dropped before it (PostgreSQL 16).
+            for role in (*ROLES, *logins):
                 cluster.execute(f"drop role if exists {role}".encode())
 
 
@@ -127,7 +129,7 @@ def make_roles(dsn: str) -> list[str]:
 
 
 def test_the_commands_make_all_as_the_owner(bare: Database) -> None:
-    """Who migrates and attaches as outbox_owner gives each object to it, the capture function too."""
+    """Who migrates and attaches as outbox_owner gives each object to it, but the capture function to outbox_capture."""
     make_roles(bare.dsn("dba"))
     bare.admin.execute("grant outbox_owner to deployer")
     bare.admin.execute("create schema outbox authorization outbox_owner")
@@ -138,14 +140,15 @@ def test_the_commands_make_all_as_the_owner(bare: Database) -> None:
         assert (done.returncode, done.stderr) == (0, "")
     owners = bare.admin.execute(
         """
-        select distinct pg_get_userbyid(owner) from (
-            select relowner from pg_class where relnamespace = 'outbox'::regnamespace
-            union all select proowner from pg_proc where pronamespace = 'outbox'::regnamespace
-            union all select nspowner from pg_namespace where nspname = 'outbox'
-        ) as o (owner)
+        select pg_get_userbyid(owner), string_agg(name, ',') filter (where owner <> 'outbox_owner'::regrole) from (
+            select relowner, relname from pg_class where relnamespace = 'outbox'::regnamespace
+            union all select proowner, proname from pg_proc where pronamespace = 'outbox'::regnamespace
+            union all select nspowner, nspname from pg_namespace where nspname = 'outbox'
+        ) as o (owner, name)
+        group by 1 order by 1
         """
     ).fetchall()
-    assert owners == [("outbox_owner",)]
+    assert owners == [("outbox_capture", "capture_contacts"), ("outbox_owner", None)]
 
 
 def test_the_daemon_works_as_outbox_daemon(database: Database) -> None:
@@ -377,6 +380,256 @@ def test_a_writer_that_owns_nothing_changes_nothing_of_what_is_captured(database
         admin.execute("drop role writer")
 
 
+# What the owner of an attached table has the capture run: a cast to json of a type of its own.
+ATTACK = """
+    create type kind as enum ('a');
+    create table loot (act text, fate text);
+    grant insert on loot to public;
+    create table acts (act text);
+    grant select on acts to public;
+    create function steal(kind) returns json language plpgsql as $$
+    declare
+        wanted text;
+    begin
+        insert into public.loot values ('who', current_user);
+        for wanted in select act from public.acts loop
+            begin
+                execute wanted;
+                insert into public.loot values (wanted, 'done');
+            exception
+                when others then insert into public.loot values (wanted, sqlstate);
+            end;
+        end loop;
+        return '"stolen"';
+    end
+    $$;
+    create cast (kind as json) with function steal(kind);
+    alter table contacts add kind kind;
+"""
+
+
+def attack(app: psycopg.Connection, *acts: str) -> dict[str, str]:
+    """Have the capture do these acts; return what became of each: done, or an SQLSTATE."""
+    if app.execute("select to_regclass('loot')").fetchone() == (None,):
+        app.execute(ATTACK)
+    app.execute("delete from acts; delete from loot")
+    for act in acts:
+        app.execute("insert into acts values (%s)", [act])
+    app.execute("insert into contacts (id, kind) select coalesce(max(id), 0) + 1, 'a' from contacts")
+    return dict(app.execute("select act, fate from loot").fetchall())
+
+
+def test_code_in_the_capture_can_neither_read_the_outbox_nor_alter_nor_replay(database: Database) -> None:
+    """An attached table's owner has the capture run code of its own, which may do nothing but what a capture does."""
+    acts = (
+        "select key_hash from outbox.users",
+        "select id from outbox.users",
+        "select url from outbox.postback_configs",
+        "select basic_auth_password from outbox.postback_configs",
+        "select signing_secrets from outbox.postback_configs",
+        "select data from outbox.outbox",
+        "select data from outbox.events",
+        "select answer from outbox.attempts",
+        "select * from outbox.deliveries",
+        "insert into outbox.users (name, key_hash, location_ids) values ('me', sha256(''), '{L}')",
+        (
+            "insert into outbox.deliveries (event_id, config_id, event_created_at) "
+            "values (gen_random_uuid(), gen_random_uuid(), now())"
+        ),
+        "update outbox.deliveries set due_at = now()",
+        "update outbox.outbox set data = '{}'",
+        (
+            "insert into outbox.outbox (seq, type, resource, resource_id, data) overriding system value "
+            "values (1, 'CREATE', 'contact', '1', '{}')"
+        ),
+        (
+            "insert into outbox.outbox (created_at, type, resource, resource_id, data) "
+            "values ('2000-01-01', 'CREATE', 'contact', '1', '{}')"
+        ),
+        "delete from outbox.events",
+        "truncate outbox.outbox",
+        "update outbox.postback_configs set url = 'http://127.0.0.1/'",
+        "select id from outbox.postback_configs for update",
+        "delete from outbox.migrations",
+        "select setval('outbox.outbox_seq_seq', 1)",
+        "alter table outbox.outbox disable trigger all",
+        "create table outbox.mine ()",
+        "create function outbox.make_partitions() returns integer language sql as 'select 1'",
+        "create or replace function outbox.capture_contacts() returns trigger language plpgsql as 'begin end'",
+        "alter function outbox.capture_contacts() rename to capture_others",
+        "select outbox.make_partitions()",
+        "select outbox.tell_of_config(gen_random_uuid(), 'opened', '')",
+        "select outbox.grant_roles()",
+        "select outbox.attach('public.contacts', 'other')",
+        "select outbox.detach('public.contacts')",
+        "set role outbox_owner",
+        "set session authorization deployer",
+        "grant outbox_capture to app",
+        "grant outbox_owner to outbox_capture",
+    )
+    with psycopg.connect(database.dsn("app"), autocommit=True) as app:
+        found = attack(app, *acts)
+    assert found.pop("who") == "outbox_capture"
+    assert found == dict.fromkeys(acts, "42501")
+    assert database.admin.execute("select data ->> 'kind' from outbox.outbox").fetchall() == [("stolen",)]
+
+
+def test_code_in_the_capture_can_not_say_what_the_owner_attaches(database: Database) -> None:
+    """The capture's role owns its functions; how a table is attached does not stand where an owner can write."""
+    admin = database.admin
+    admin.execute("create function as_owner() returns boolean immutable language sql as 'select true'")
+    with psycopg.connect(database.dsn("app"), autocommit=True) as app:
+        before = admin.execute("select * from outbox.attachments").fetchall()
+        act = """comment on function outbox.capture_contacts() is
+            '{"resource": "contact", "key": "id", "location": "location_id", "condition": "public.as_owner()"}'"""
+        assert attack(app, act) == {"who": "outbox_capture", act: "done"}
+        app.execute("create function nothing(text) returns json language sql as 'select null::json'")
+    with psycopg.connect(database.dsn("deployer"), autocommit=True) as owner:
+        assert owner.execute("select * from outbox.attachments").fetchall() == before
+        owner.execute("select outbox.register_expand('contact', 'nothing', 'nothing')")
+        assert owner.execute("select * from outbox.attachments").fetchall() == before
+
+
+def captured(admin: psycopg.Connection) -> list[tuple[str, str, str, str | None]]:
+    """Return what was captured, and forget it."""
+    return admin.execute(
+        "with o as (delete from outbox.outbox returning *)"
+        " select type, resource_id, data::text, expansions::text from o order by seq"
+    ).fetchall()
+
+
+def test_the_capture_needs_no_more_than_outbox_capture_may(database: Database) -> None:
+    """Small and large statements, expands, a serializer, partitions; attached again, and roles.sql run again."""
+    admin = database.admin
+    admin.execute("""
+        create table tags (id int, tag text);
+        insert into tags values (1, 'x');
+        create table hidden (id int);
+        create function tags_of(id text) returns json language sql as
+            $$ select json_agg(t.tag) from public.tags as t where t.id = $1::int $$;
+        create function hidden_of(id text) returns json language sql as
+            $$ select json_agg(h.id) from public.hidden as h $$;
+        create table p (id int primary key, location_id text) partition by range (id);
+        create table p1 partition of p for values from (0) to (1000);
+        create function short(p) returns json language sql as
+            $$ select json_build_object('i', $1.id, 'tags', (select count(*) from public.tags)) $$;
+        grant trigger on p, p1 to outbox_owner;
+        grant insert, select, delete on p, p1 to app;
+        grant select on tags to outbox_capture;
+        insert into outbox.postback_configs (resource, url, expands) values ('contact', 'http://x/', 'tags,hidden');
+    """)
+    again = ("", "select outbox.attach('contacts', 'contact')", "select outbox.grant_roles()", "roles.sql")
+    with (
+        psycopg.connect(database.dsn("deployer"), autocommit=True) as owner,
+        psycopg.connect(database.dsn("app"), autocommit=True) as app,
+    ):
+        for name in ("tags", "hidden"):
+            owner.execute("select outbox.register_expand('contact', %s, %s)", [name, f"{name}_of"])
+        owner.execute("select outbox.attach('p', 'part', serializer => 'short')")
+        for step in again:
+            if step == "roles.sql":
+                assert make_roles(database.dsn("deployer")) == []
+            elif step:
+                owner.execute(step.encode())
+            app.execute("insert into contacts (id, name) values (1, 'a')")
+            app.execute("update contacts set name = 'b'")
+            app.execute("delete from contacts")
+            assert captured(admin) == [
+                (kind, "1", f'{{"id":1,"location_id":"L","name":"{name}"}}', '{"tags":["x"]}')
+                for kind, name in (("CREATE", "a"), ("UPDATE", "b"), ("DELETE", "b"))
+            ]
+            app.execute("insert into contacts (id) select i from generate_series(1, 100) as i")
+            app.execute("update contacts set name = 'c'")
+            app.execute("delete from contacts")
+            assert len(captured(admin)) == 300
+            app.execute("insert into p values (1); insert into p1 values (2); delete from p")
+            assert [row[0] for row in captured(admin)] == ["CREATE", "CREATE", "DELETE", "DELETE"]
+        admin.execute("alter table p add more int")
+        app.execute("insert into p values (1)")
+        assert [row[2] for row in captured(admin)] == ['{"i" : 1, "tags" : 1}'], "the form for altered tables works too"
+        assert owner.execute("select outbox.unregister_expand('contact', 'tags')").fetchone() == (True,)
+        app.execute("insert into contacts (id) values (1)")
+        assert [row[3] for row in captured(admin)] == [None]
+    generated = admin.execute(
+        "select proowner::regrole::text, count(*) from pg_proc where proname ~ '^(capture_[cp]|expand_[0-9a-f]{32})'"
+        " group by 1"
+    ).fetchall()
+    assert len(generated) == 1
+    assert generated[0][0] == "outbox_capture"
+    granted = admin.execute("select has_schema_privilege('outbox_capture', 'outbox', 'create')").fetchone()
+    assert granted == (False,)
+
+
+def test_tables_attached_at_the_same_time_wait_for_each_other(database: Database) -> None:
+    """Giving a function to outbox_capture changes a row of the catalog that all have in common."""
+    admin = database.admin
+    admin.execute("create table one (id int primary key); create table two (id int primary key)")
+    admin.execute("grant trigger on one, two to outbox_owner")
+    with (
+        psycopg.connect(database.dsn("deployer")) as first,
+        psycopg.connect(database.dsn("deployer"), autocommit=True) as second,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        first.execute("select outbox.attach('one', 'one')")
+        waiting = pool.submit(second.execute, "select outbox.attach('two', 'two')")
+        eventually_true(
+            lambda: (
+                admin.execute("select count(*) from pg_locks where not granted").fetchone() == (1,) or waiting.done()
+            )
+        )
+        first.commit()
+        waiting.result(timeout=30)
+    assert admin.execute("select count(*) from outbox.attachments").fetchone() == (3,)
+
+
+def test_what_was_attached_before_is_handed_over_and_handed_back(bare: Database) -> None:
+    """roles.sql gives the capture's functions to outbox_capture, undoing 0006 gives them back, and all is captured."""
+    admin = bare.admin
+    for migration in known_migrations():
+        in_transaction(admin, migration.text)
+    admin.execute("create table contacts (id int primary key)")
+    admin.execute("create function one(text) returns json language sql as 'select to_json(1)'")
+    admin.execute("select outbox.attach('contacts', 'contact'), outbox.register_expand('contact', 'one', 'one')")
+    add_config(admin, "http://127.0.0.1/", expands="one", location_id=None)
+    owners = """
+        select array_agg(distinct proowner::regrole::text), count(*) from pg_proc
+        where proname = 'capture_contacts' or proname ~ '^expand_[0-9a-f]{32}$'
+    """
+    superuser = str(admin.info.user)
+    assert admin.execute(owners).fetchone() == ([superuser], 2)
+    make_roles(make_conninfo(bare.dsn("dba"), user=superuser))
+    assert admin.execute(owners).fetchone() == (["outbox_capture"], 2)
+    admin.execute("insert into contacts values (1)")
+    in_transaction(admin, (sql_folder() / "undo" / "0006_roles.sql").read_text())
+    assert admin.execute(owners).fetchone() == ([superuser], 2)
+    admin.execute("insert into contacts values (2)")
+    admin.execute("select outbox.attach('contacts', 'contact')")
+    admin.execute("insert into contacts values (3)")
+    assert [row[1:] for row in captured(admin)] == [(n, f'{{"id":{n}}}', '{"one":1}') for n in "123"]
+
+
+def test_an_owner_that_is_no_member_of_outbox_capture_captures_by_itself(bare: Database) -> None:
+    """Roles of another database's outbox may be there already; nothing is refused, and outbox_capture gets nothing."""
+    make_roles(bare.dsn("dba"))
+    admin = bare.admin
+    admin.execute("create schema outbox authorization app")
+    admin.execute("grant create on schema public to app")
+    with psycopg.connect(bare.dsn("app"), autocommit=True) as app:
+        for migration in known_migrations():
+            in_transaction(app, migration.text)
+        app.execute("create table contacts (id int primary key)")
+        app.execute("select outbox.attach('contacts', 'contact')")
+        app.execute("insert into contacts values (1)")
+        granted = app.execute("select outbox.grant_roles()").fetchone()
+        assert granted == (["outbox_api", "outbox_daemon", "outbox_reader"],)
+        admin.execute("grant outbox_capture to app")
+        app.execute("select outbox.grant_roles()")
+        app.execute("insert into contacts values (2)")
+    assert [row[1] for row in captured(admin)] == ["1", "2"]
+    owner = admin.execute("select proowner::regrole::text from pg_proc where proname = 'capture_contacts'").fetchone()
+    assert owner == ("outbox_capture",)
+
+
 def test_a_schema_that_was_waiting_for_us_is_not_moved_into(bare: Database) -> None:
     """Whoever owns a schema may drop and replace all in it, so nobody else's is taken, not even by a superuser."""
     bare.admin.execute("create schema outbox authorization app")
@@ -417,7 +670,7 @@ def test_granting_again_changes_nothing_and_takes_what_is_too_much(database: Dat
     assert database.grants() != granted
     with psycopg.connect(database.dsn("deployer"), autocommit=True) as owner:
         [(present,)] = owner.execute("select outbox.grant_roles()").fetchall()
-    assert present == ["outbox_api", "outbox_daemon", "outbox_reader"]
+    assert present == ["outbox_api", "outbox_capture", "outbox_daemon", "outbox_reader"]
     assert database.grants() == granted
 
 

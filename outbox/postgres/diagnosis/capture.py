@@ -26,13 +26,14 @@ with attached as (
     group by t.tgrelid, t.tgfoid
 ), described as (
     select a.*, o.options, p.proowner as owner,
+        p.prosecdef and 'search_path=pg_catalog, pg_temp' = any (p.proconfig) is true as is_as_made,
         -- By ->>, which turns the json null of an option that was not given into an SQL one.
         (select array_agg(c) from json_array_elements_text((o.options ->> 'columns')::json) as c) as columns,
         (select array_agg(c) from json_array_elements_text((o.options ->> 'condition_columns')::json) as c)
             as condition_columns
     from attached as a
     join pg_proc as p on p.oid = a.function
-    cross join lateral (select coalesce(obj_description(a.function, 'pg_proc'), '{}')::json as options) as o
+    cross join lateral (select coalesce(substring(p.prosrc, '^-- (\\{[^\\n]*)\\n'), '{}')::json as options) as o
 ), wanted as (
     -- A key is one column, whose own name may hold a comma, or several.
     select d.relation, d.function, w.option, w.name
@@ -59,7 +60,7 @@ with attached as (
     ) as w
     where w.name is not null
 )
-select d.relation::regclass::text as relation, d.triggers, d.disabled, d.replica_only, d.options,
+select d.relation::regclass::text as relation, d.triggers, d.disabled, d.replica_only, d.options, d.is_as_made,
     quote_ident(pg_get_userbyid(d.owner)) as owner, c.relkind = 'p' as is_partitioned, c.relispartition as is_partition,
     array(
         select distinct w.name from wanted as w
@@ -71,7 +72,7 @@ select d.relation::regclass::text as relation, d.triggers, d.disabled, d.replica
         order by w.name
     ) as gone,
     -- The function runs as its owner, and the tables can have been given to another since.
-    has_schema_privilege(d.owner, o.relnamespace, 'USAGE') and has_table_privilege(d.owner, o.oid, 'INSERT')
+    has_schema_privilege(d.owner, o.relnamespace, 'USAGE') and has_any_column_privilege(d.owner, o.oid, 'INSERT')
         and has_sequence_privilege(d.owner, b.oid, 'SELECT') and has_sequence_privilege(d.owner, b.oid, 'UPDATE')
         as writes,
     f.oid is not null as has_serializer,
@@ -172,6 +173,10 @@ def _table(table: dict[str, Any]) -> list[Finding]:
     name, again = table["relation"], _attach_again(table["relation"], table["options"])
     faults = _function(table, again)
     found = [*_triggers(table, again), *(faults or _shape(table, again))]
+    if not table["is_as_made"]:
+        # Its owner may do that, and so may code that runs in the capture.
+        said = f"{name}: somebody altered the function of its triggers, and with it what is captured."
+        found.append(Finding("capture", PROBLEM, said, again))
     if table["unattached"]:
         said = f"{name}: what is written to {and_more(table['unattached'])} by name is not captured (attached later)."
         found.append(Finding("capture", WARNING, said, again))
@@ -210,7 +215,8 @@ def _function(table: dict[str, Any], again: str) -> list[Finding]:
         right = (
             f"usage on schema {table['schema']}" if table["executes"] else f"execute on function {table['signature']}"
         )
-        faults.append((f"{name}: {owner}, who owns the outbox, may not run {serializer}", f"grant {right} to {owner};"))
+        said = f"{name}: {owner}, as whom the capture runs, may not run {serializer}"
+        faults.append((said, f"grant {right} to {owner};"))
     return [Finding("capture", PROBLEM, f"{said}: the application's writes fail.", advice) for said, advice in faults]
 
 

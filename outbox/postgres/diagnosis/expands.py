@@ -14,7 +14,7 @@ select o.options ->> 'resource' as resource, e.name, e.function, quote_ident(pg_
     coalesce(has_schema_privilege(p.proowner, f.pronamespace, 'USAGE'), true) as enters, quote_ident(f.schema) as schema
 from pg_proc as p
 join pg_namespace as s on s.oid = p.pronamespace and s.nspname = 'outbox'
-cross join lateral (select obj_description(p.oid, 'pg_proc')::json as options) as o
+cross join lateral (select substring(p.prosrc, '^-- ([^\\n]*)\\n')::json as options) as o
 cross join lateral json_each_text(o.options -> 'expands') as e (name, function)
 cross join lateral (select parse_ident(e.function) as parts) as i
 left join lateral (
@@ -57,7 +57,7 @@ async def expands(conn: AsyncConnection) -> list[Finding]:
             found.append(
                 Finding(
                     "expands", WARNING,
-                    f"{which}: {row['owner']}, who owns the outbox, may not run {function}: it is not sent.",
+                    f"{which}: {row['owner']}, as whom the capture runs, may not run {function}: it is not sent.",
                     f"grant {right} to {row['owner']};",
                 )
             )  # fmt: skip

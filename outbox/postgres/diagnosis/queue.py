@@ -188,7 +188,7 @@ where c.deleted_at is null and c.is_active and c.resource <> 'postbackconfig' an
     join pg_proc as p on p.oid = t.tgfoid
     join pg_namespace as s on s.oid = p.pronamespace and s.nspname = 'outbox'
     where t.tgname like 'outbox\\_%%' and not t.tgisinternal
-        and coalesce(obj_description(p.oid, 'pg_proc'), '{}')::json ->> 'resource' = c.resource
+        and coalesce(substring(p.prosrc, '^-- (\\{[^\\n]*)\\n'), '{}')::json ->> 'resource' = c.resource
 )
 group by c.resource order by c.resource
 """
