@@ -3,18 +3,21 @@
 import asyncio
 import base64
 import binascii
+import contextlib
 import hmac
 import math
 import time
+from collections.abc import AsyncIterator
 from uuid import UUID
 from weakref import WeakValueDictionary
 
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from psycopg import AsyncConnection
 
 from outbox.api.errors import RefusedError
-from outbox.api.keys import LINKS, USER
+from outbox.api.keys import LINKS, TURN, USER
 from outbox.api.limits import Buckets
 from outbox.core.model import User
 from outbox.postgres import users
@@ -23,7 +26,7 @@ from outbox.postgres.pool import Links
 USER_RATE, USER_BURST = 2000.0, 4000.0
 """Requests of one user: a second, and at once."""
 USER_TURNS = 8
-"""Requests of one user that are worked on at a time: two connections are left, so that others wait for none of his."""
+"""Connections that requests of one user have at a time: two are left, so that others wait for none of his."""
 FAILURE_RATE, FAILURE_BURST = 10 / 60, 10.0
 """Failed sign-ins from one address: a second, and at once."""
 REMEMBERED_SECONDS = 5.0
@@ -78,10 +81,9 @@ class SignIn:
         bound = {"user_id": str(user.id)}
         if developer := request.headers.get("developer-id"):
             bound["developer_id"] = developer[:_SHOWN]
-        turn = self._turns.setdefault(user.id, asyncio.Semaphore(USER_TURNS))
-        async with turn:
-            with structlog.contextvars.bound_contextvars(**bound):
-                return await handler(request)
+        request[TURN] = self._turns.setdefault(user.id, asyncio.Semaphore(USER_TURNS))
+        with structlog.contextvars.bound_contextvars(**bound):
+            return await handler(request)
 
     async def _user(self, request: web.Request) -> User:
         user_id, key = _given(request)
@@ -115,6 +117,13 @@ class SignIn:
                 self._known.clear()
             self._known[user_id] = (now + self._remembered, found)
         return found
+
+
+@contextlib.asynccontextmanager
+async def connection(request: web.Request) -> AsyncIterator[AsyncConnection]:
+    """Lend a connection to the user who asks, when it is his turn. Not for as long as his body takes to come."""
+    async with request[TURN], request.app[LINKS].connection() as lent:
+        yield lent
 
 
 def _given(request: web.Request) -> tuple[UUID | None, str]:

@@ -11,7 +11,8 @@ from psycopg import AsyncConnection
 from outbox.api import lists, postbacklogs
 from outbox.api.body import json_body
 from outbox.api.errors import RefusedError
-from outbox.api.keys import LINKS, SECRET_BOX, SETTINGS, USER
+from outbox.api.identity import connection
+from outbox.api.keys import SECRET_BOX, SETTINGS, USER
 from outbox.core.config_document import TROUBLES, to_document
 from outbox.core.config_rules import FIELDS, Value, validate
 from outbox.core.model import PostbackConfig, User
@@ -43,7 +44,7 @@ def add_routes(app: web.Application) -> None:
 async def _create(request: web.Request) -> web.Response:
     raw = await json_body(request, KEY)
     fields = _validated(request, raw, None)
-    async with request.app[LINKS].connection() as conn:
+    async with connection(request) as conn:
         config = await configs.add(conn, fields, request.app[SECRET_BOX])
     document = _document(request, config)
     return web.json_response({KEY: document}, status=201, headers={"Location": document["_links"]["self"]["href"]})
@@ -55,7 +56,7 @@ async def _list(request: web.Request) -> web.Response:
     filters = {name: _texts(name, request.query[name]) for name in listing.COLUMNS if name in request.query}
     if page.after is not None:
         _check_cursor(page)
-    async with request.app[LINKS].connection() as conn:
+    async with connection(request) as conn:
         try:
             found, total, following = await listing.page(
                 conn,
@@ -80,14 +81,14 @@ async def _list(request: web.Request) -> web.Response:
 async def _show(request: web.Request) -> web.Response:
     _only_expand(request)
     expand = lists.expansions(request, EXPANSIONS)
-    async with request.app[LINKS].connection() as conn:
+    async with connection(request) as conn:
         config = await listing.visible(conn, config_id(request), request[USER].location_ids)
         return web.json_response({KEY: await _expanded(request, conn, config, expand)})
 
 
 async def _change(request: web.Request) -> web.Response:
     raw = await json_body(request, KEY)
-    async with request.app[LINKS].connection() as conn, conn.transaction():
+    async with connection(request) as conn, conn.transaction():
         # Locked, so that what is judged together with the change is still so when it is made.
         current = await listing.visible(conn, config_id(request), request[USER].location_ids, lock=True)
         shown = _document(request, current)
@@ -104,7 +105,7 @@ async def _change(request: web.Request) -> web.Response:
 
 async def _remove(request: web.Request) -> web.Response:
     locations = request[USER].location_ids
-    async with request.app[LINKS].connection() as conn:
+    async with connection(request) as conn:
         config = await listing.visible(conn, config_id(request), locations)
         await configs.remove(conn, config.id, locations=locations)
     return web.Response(status=204)

@@ -13,7 +13,8 @@ from psycopg import AsyncConnection
 from outbox.api import lists
 from outbox.api.body import json_body
 from outbox.api.errors import RefusedError
-from outbox.api.keys import LINKS, USER
+from outbox.api.identity import connection
+from outbox.api.keys import USER
 from outbox.core.config_rules import InvalidConfigError
 from outbox.postgres import history, listing
 from outbox.postgres.configs import DeletedConfigError, UnknownConfigError
@@ -125,7 +126,7 @@ async def _list(request: web.Request) -> web.Response:
     chosen = _chosen(request, {name: request.query[name] for name in FILTERS if name in request.query})
     order = SORTS[page.sort]
     after, counted = (None, None) if page.after is None else _cursor(page.after)
-    async with request.app[LINKS].connection() as conn:
+    async with connection(request) as conn:
         total, capped = counted or await history.count(conn, chosen, most=COUNTED + 1)
         found = await history.deliveries(
             conn, chosen, limit=page.offset + page.size + 1, after=after, order=order, oldest_first=not page.descending
@@ -145,7 +146,7 @@ async def _show(request: web.Request) -> web.Response:
     for name in request.query:
         raise lists.refuse(name, "is not a parameter here; none is accepted.")
     key = _key(request)
-    async with request.app[LINKS].connection() as conn:
+    async with connection(request) as conn:
         await _check_owner(conn, request, key)
         detail = await history.delivery(conn, key, locations=request[USER].location_ids)
     if detail is None:
@@ -158,7 +159,7 @@ async def _show(request: web.Request) -> web.Response:
 async def _replay_one(request: web.Request) -> web.Response:
     key = _key(request)
     chosen = Filter(states=REPLAYABLE, event=key.event_id, config=key.config_id, locations=request[USER].location_ids)
-    async with request.app[LINKS].connection() as conn:
+    async with connection(request) as conn:
         await _check_owner(conn, request, key)
         if await history.delivery(conn, key) is None:
             raise _UnknownLogError
@@ -193,7 +194,7 @@ async def _replay_chosen(request: web.Request) -> web.Response:
         states = [State.DEAD]
     if not states:
         raise lists.refuse("postback_status_id", "must be of 3 and 4: what is still owed is not replayed.")
-    async with request.app[LINKS].connection() as conn:
+    async with connection(request) as conn:
         count = await replay(conn, replace(chosen, states=states), dry_run=dry_run)
     return web.json_response({"replay": {"count": count, "dry_run": dry_run}}, status=200 if dry_run else 202)
 

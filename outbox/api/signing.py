@@ -4,7 +4,8 @@ from aiohttp import web
 
 from outbox.api.body import json_body
 from outbox.api.errors import RefusedError
-from outbox.api.keys import LINKS, SECRET_BOX, USER
+from outbox.api.identity import connection
+from outbox.api.keys import SECRET_BOX, USER
 from outbox.api.postbackconfigs import PATH as CONFIGS
 from outbox.api.postbackconfigs import config_id
 from outbox.core.signing import DEFAULT_OVERLAP, MOST_OVERLAP
@@ -22,7 +23,7 @@ def add_routes(app: web.Application) -> None:
 
 
 async def _make(request: web.Request) -> web.Response:
-    async with request.app[LINKS].connection() as conn:
+    async with connection(request) as conn:
         made = await signing.make(
             conn, config_id(request), request.app[SECRET_BOX], locations=request[USER].location_ids
         )
@@ -31,7 +32,7 @@ async def _make(request: web.Request) -> web.Response:
 
 async def _rotate(request: web.Request) -> web.Response:
     overlap = _overlap(await json_body(request, KEY))
-    async with request.app[LINKS].connection() as conn:
+    async with connection(request) as conn:
         made = await signing.rotate(
             conn,
             config_id(request),
@@ -43,7 +44,7 @@ async def _rotate(request: web.Request) -> web.Response:
 
 
 async def _remove(request: web.Request) -> web.Response:
-    async with request.app[LINKS].connection() as conn:
+    async with connection(request) as conn:
         await signing.remove(conn, config_id(request), locations=request[USER].location_ids)
     return web.Response(status=204)
 

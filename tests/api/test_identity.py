@@ -9,8 +9,8 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
-from outbox.api.identity import SignIn
-from outbox.api.keys import LINKS, USER
+from outbox.api.identity import SignIn, connection
+from outbox.api.keys import USER
 from outbox.api.limits import Buckets
 from outbox.api.server import CONNECTIONS
 from outbox.postgres import users
@@ -125,7 +125,7 @@ async def test_one_user_keeps_no_other_waiting(db: str) -> None:
     over = asyncio.Event()
 
     async def hold(request: web.Request) -> web.Response:
-        async with request.app[LINKS].connection():
+        async with connection(request):
             await over.wait()
         return web.Response()
 
