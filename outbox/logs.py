@@ -86,8 +86,13 @@ def _complete(logger: WrappedLogger, level: str, event: EventDict) -> EventDict:
     return event
 
 
+def in_json(value: object) -> str:
+    """Return a value as JSON that is safe to show, the form in which it stands in a line."""
+    return clean_json(_encode(value))
+
+
 def _render(_logger: WrappedLogger, _level: str, event: EventDict) -> str:
-    return clean_json(_encode(event))
+    return in_json(event)
 
 
 def _cleaned(_logger: WrappedLogger, _level: str, event: EventDict) -> EventDict:

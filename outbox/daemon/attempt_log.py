@@ -4,19 +4,15 @@ structlog takes as long for it as for half of the POST, so where lines are JSON 
 terminal gets it from structlog, as all the others.
 """
 
-import json
 from datetime import UTC, datetime
 
 import structlog
 
 from outbox import logs
 from outbox.core.model import Attempt, Retry
-from outbox.core.printable import clean_json
 
 _EVENT = "delivery.attempted"
 _TAIL = f'"event": "{_EVENT}", "level": "info", "timestamp": "'
-
-_quoted = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class AttemptLog:
@@ -48,7 +44,7 @@ def line(attempt: Attempt, event_id: str, config_id: str, now: datetime) -> str:
     """Return the line as structlog would have it, to the letter."""
     outcome = attempt.outcome
     due = f'"due_in_s": {outcome.after}, ' if isinstance(outcome, Retry) else ""
-    error = "" if outcome.reason is None else f'"error": {clean_json(_quoted(outcome.reason))}, '
+    error = "" if outcome.reason is None else f'"error": {logs.in_json(outcome.reason)}, '
     status = "null" if attempt.status is None else attempt.status
     return (
         f'{{"event_id": "{event_id}", "config_id": "{config_id}", "attempt": {attempt.delivery.attempt}, '

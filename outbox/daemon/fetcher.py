@@ -185,10 +185,9 @@ class Fetcher:
         self._buffer.note(
             [each.config_id for each in routed.deliveries], rooms=rooms, room=room, all_taken=False, full=self._is_full
         )
-        there_is_more = routed.rows == limit
         if not routed.deliveries:
             self._route_ahead_at = 0.0  # nobody wants it now, or may have more: perhaps of what is behind it
-        return there_is_more
+        return routed.rows == limit
 
     async def _claim(self, conn: psycopg.AsyncConnection) -> None:
         """Claim what is due: onward from who was served last, and then, where slots are left, from the first."""
