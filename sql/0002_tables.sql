@@ -4,14 +4,18 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (2, 'tables', '91d1b4e6a0b43b33241663b369571d8ec047906c26c24d0ed2476f20ccd89131');
+values (2, 'tables', 'd46c1d1a7044c87d6b2fb8f53ba5fd35b535dd35d7ee5d15834434324758bfca');
+
+-- A type of its own and not a CHECK: PostgreSQL reads a CHECK's text anew in each statement, 4 µs of each write.
+create type outbox.change as enum ('CREATE', 'UPDATE', 'DELETE');
+comment on type outbox.change is 'What happened to a record.';
 
 -- What the triggers write and the daemon takes away within milliseconds. It has no index but its key, no
 -- foreign key and no partitions, so that the application's writer pays one plain insert.
 create table outbox.outbox (
     seq bigint generated always as identity,
     created_at timestamptz not null default now(),
-    type text not null,
+    type outbox.change not null,
     resource text not null,
     resource_id text not null,
     location_id text,
@@ -19,8 +23,7 @@ create table outbox.outbox (
     data json not null,
     expansions json,
     traceparent text,
-    constraint outbox_pkey primary key (seq),
-    constraint outbox_type check (type in ('CREATE', 'UPDATE', 'DELETE'))
+    constraint outbox_pkey primary key (seq)
 ) with (
     -- Every row is deleted soon: vacuum by count, never by share, and never truncate, because truncation
     -- takes an exclusive lock that the application's writers would wait for.

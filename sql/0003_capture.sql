@@ -3,7 +3,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (3, 'capture', 'f86f9322b86aaa645add9f9679c8038636438dfc7978da9100c951b1551e407d');
+values (3, 'capture', 'd4e23ee567f0f1c3d364576ff58ad118047cd9998e1317d437db4b4989f2a894');
 
 -- The doorbell. 2: a daemon sleeps and wants to be woken; 1: nobody does. NOTIFY takes a lock that makes all
 -- committing transactions of the database queue, so a trigger notifies only for a sleeping daemon. A sequence,
@@ -263,6 +263,7 @@ declare
     same_record text;
     -- The parts of the statement that are the same for every operation.
     record_columns text;
+    rows_of text;
     is_new text;
     holds text;
     condition_columns text[];
@@ -279,6 +280,7 @@ declare
     trace constant text :=
         '(select t.said from (select current_setting(''outbox.traceparent'', true) as said) as t where t.said '
         '~ ''^(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$'')';
+    suppressed constant text := 'current_setting(''outbox.suppress'', true) in (''on'', ''true'', ''yes'', ''1'')';
     source text;
     fast text[];
     traced text[];
@@ -535,8 +537,8 @@ begin
                 attach.relation, 'outbox_row', attach.serializer, names_columns, attach.columns
             );
             if operation <> 'UPDATE' then
-                captured := format(
-                    'select %s, %s as data from %s as outbox_row%s', record_columns, captured,
+                rows_of := format(
+                    'from %s as outbox_row%s',
                     case operation when 'CREATE' then 'outbox_new' else 'outbox_old' end, ' where ' || holds
                 );
             else
@@ -550,12 +552,11 @@ begin
                     )
                 );
                 if holds is null then
-                    captured := format(
-                        E'select %s, %s as data\n'
-                        '            from outbox_new as outbox_row\n'
+                    rows_of := format(
+                        E'from outbox_new as outbox_row\n'
                         '            left join outbox_old as outbox_other_row on %s\n'
                         '            where %s or %s',
-                        record_columns, captured, same_record, is_new, source
+                        same_record, is_new, source
                     );
                 else
                     -- As the row filters of logical replication do it: what nobody may see is never sent, and a
@@ -563,7 +564,7 @@ begin
                     -- one that no longer does is a DELETE with the last record that did. The tempting `new row or
                     -- old row fulfils it` sends, once, just the record that the condition is to keep back.
                     captured_type := 'captured.type';
-                    captured := format(
+                    rows_of := format(
                         E'select case when %5$s or outbox_other.fulfils then ''UPDATE'' else ''CREATE'' end as type,\n'
                         '                %1$s, %2$s as data\n'
                         '            from outbox_new as outbox_row\n'
@@ -596,21 +597,35 @@ begin
                 source := format(
                     E'insert into outbox.outbox\n'
                     '            (type, resource, resource_id, location_id, product_transaction_id, data%s%s)\n'
-                    '        select %s, %L, captured.resource_id, captured.location_id,\n'
-                    '            captured.product_transaction_id, captured.data%s%s\n'
-                    '        from (\n'
-                    '            %s\n'
-                    '            offset 0\n'
-                    '        ) as captured\n'
-                    '        where captured.data is not null',
+                    '        select %s::outbox.change, %L, ',
                     case when is_traced then ', traceparent' end,
                     case when expander is not null then ', expansions' end,
-                    captured_type, attach.resource,
-                    case when is_traced then ', ' || trace end,
-                    ', outbox.' || expander || '(captured.resource_id, captured.location_id, '
-                    'captured.product_transaction_id, ' || captured_type || ')',
-                    captured
+                    captured_type, attach.resource
                 );
+                if attach.serializer is null and expander is null and captured_type <> 'captured.type' then
+                    source := source || format(
+                        E'%s, %s%s\n        %s',
+                        record_columns, captured, case when is_traced then ', ' || trace end, rows_of
+                    );
+                else
+                    -- Its columns are asked for more than once, and are to be made once: a serializer may give null.
+                    source := source || format(
+                        E'captured.resource_id, captured.location_id,\n'
+                        '            captured.product_transaction_id, captured.data%s%s\n'
+                        '        from (\n'
+                        '            %s\n'
+                        '            offset 0\n'
+                        '        ) as captured\n'
+                        '        where captured.data is not null',
+                        case when is_traced then ', ' || trace end,
+                        ', outbox.' || expander || '(captured.resource_id, captured.location_id, '
+                        'captured.product_transaction_id, ' || captured_type || ')',
+                        case
+                            when captured_type = 'captured.type' then rows_of
+                            else format('select %s, %s as data %s', record_columns, captured, rows_of)
+                        end
+                    );
+                end if;
                 if names_columns and is_traced then
                     traced := traced || source;
                 elsif names_columns then
@@ -641,7 +656,10 @@ begin
         );
         execute 'select ' || format(shape_query, '$1') into columns_of_shape using attach.relation;
         shape_check := format(
-            E'\n    if %s is distinct from %L::text[] then\n'
+            E'if %s is distinct from %L::text[] then\n'
+            '        if ' || suppressed || E' then\n'
+            '            return null;\n'
+            '        end if;\n'
             '        -- Altered since it was attached: name no column.\n'
             '        execute case tg_op when ''INSERT'' then %L when ''DELETE'' then %L else %L end using tg_relid;\n'
             '    els',
@@ -652,14 +670,15 @@ begin
         E'-- %9$s\n'
         '#variable_conflict use_column\n'
         'begin\n'
-        '    if current_setting(''outbox.suppress'', true) in (''on'', ''true'', ''yes'', ''1'') then\n'
+        '    %1$sif tg_op = ''INSERT'' and concat(\n'
+        '        current_setting(''outbox.suppress'', true), current_setting(''outbox.traceparent'', true)\n'
+        '    ) = '''' then\n'
+        '        -- Nearly all writes, found in one look.\n'
+        '        %6$s;\n'
+        '    elsif %10$s then\n'
         '        return null;\n'
-        '    end if;%1$sif tg_op = ''INSERT'' then\n'
-        '        if current_setting(''outbox.traceparent'', true) <> '''' then\n'
-        '            %3$s;\n'
-        '        else\n'
-        '            %6$s;\n'
-        '        end if;\n'
+        '    elsif tg_op = ''INSERT'' then\n'
+        '        %3$s;\n'
         '    elsif tg_op = ''DELETE'' then\n'
         '        if current_setting(''outbox.traceparent'', true) <> '''' then\n'
         '            %4$s;\n'
@@ -676,14 +695,14 @@ begin
         '            %8$s;\n'
         '        end if;\n'
         '    end if;\n'
-        '    if (select d.last_value from outbox.doorbell as d) = 2\n'
+        '    if pg_sequence_last_value(''outbox.doorbell'') = 2\n'
         '        and current_setting(''outbox.doorbell'', true) is distinct from ''off'' then\n'
         '        perform setval(''outbox.doorbell'', 1);\n'
         '        perform pg_notify(''outbox'', '''');\n'
         '    end if;\n'
         '    return null;\n'
         'end',
-        coalesce(nullif(shape_check, ''), E'\n    '), traced[3], traced[1], traced[2], traced[3],
+        shape_check, traced[3], traced[1], traced[2], traced[3],
         fast[1], fast[2], fast[3],
         json_build_object(
             'resource', attach.resource, 'key', array_to_string(key_columns, ','), 'location', location,
@@ -696,7 +715,8 @@ begin
                 join pg_attribute a on a.attrelid = attach.relation and a.attnum = u.k
             ),
             'shape', to_json(columns_of_shape)
-        )
+        ),
+        suppressed
     );
     -- The settings are those that change how a value is written: what is sent must not depend on who wrote.
     execute format(

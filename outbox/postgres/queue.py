@@ -34,8 +34,8 @@ with taken as materialized (
     for no key update skip locked
 ), removed as (
     delete from outbox.outbox as o using taken as t where o.seq = t.seq
-    returning o.seq, o.created_at, o.type, o.resource, o.resource_id, o.location_id, o.product_transaction_id, o.data,
-        o.expansions, o.traceparent
+    returning o.seq, o.created_at, o.type::text as type, o.resource, o.resource_id, o.location_id,
+        o.product_transaction_id, o.data, o.expansions, o.traceparent
 ), named as materialized (
     select r.*, (
         {id_begins} || '8' || left(encode(sha256(((select gen_random_uuid()::text) || r.seq)::bytea), 'hex'), 15)

@@ -12,3 +12,4 @@ drop table outbox.postback_configs;
 drop function outbox.keep_former_resource();
 drop table outbox.events;
 drop table outbox.outbox;
+drop type outbox.change;
