@@ -25,6 +25,12 @@ SHARES = 2
 PACE_WINDOW = 0.25
 """Seconds over which a config's pace is measured."""
 
+LAG_GOAL = 0.0007
+"""Seconds that a turn of the event loop may take before those that are quick get fewer POSTs in flight."""
+
+LEAST_IN_FLIGHT = 16
+"""So many POSTs of one config may be in flight, however long a turn of the event loop takes."""
+
 
 class Held(NamedTuple):
     """A delivery in hand, with its lease."""
@@ -43,6 +49,7 @@ class _Lane:
     """One config's deliveries in hand."""
 
     limit: int
+    useful: float
     waiting: deque[Held] = field(default_factory=deque)
     in_flight: int = 0
     finished: int = 0
@@ -55,6 +62,10 @@ class _Lane:
     def in_hand(self) -> int:
         return len(self.waiting) + self.in_flight
 
+    @property
+    def is_full(self) -> bool:
+        return self.in_flight >= min(self.limit, self.useful)
+
 
 class Buffer:
     """Hands out deliveries to senders, turn by turn over the configs.
@@ -64,6 +75,10 @@ class Buffer:
     slowing another. A config may start a POST only while it has fewer in flight than there are free slots, so that
     some are always free. And each POST that timed out halves what its config may have in flight, each answer gives
     one back, so that endpoints that hang end up with one slot each.
+
+    A third keeps the event loop quick for all. A subscriber that answers at once needs few POSTs in flight: of more,
+    the answers wait for the loop, which has the others wait as long. So while a turn of the loop takes too long, each
+    config has fewer in flight by what its pace says must be waiting there: the slow ones lose next to nothing.
     """
 
     def __init__(self, *, concurrency: int, per_config: int) -> None:
@@ -75,6 +90,7 @@ class Buffer:
         self._crowded: deque[_Lane] = deque()
         self._limits: dict[UUID, int] = {}
         self._resume_at = -1
+        self._lag = 0.0
         self.in_flight = 0
         self.waiting = 0
         self.unsettled = 0
@@ -97,12 +113,15 @@ class Buffer:
         """
         weight = min(1.0, elapsed / PACE_WINDOW)
         rooms = {}
+        too_long = self._lag - LAG_GOAL if len(self._lanes) > 1 else -LAG_GOAL  # alone, it has nobody wait
         while self._crowded:
             self._queue(self._crowded.popleft())
         for config_id, lane in list(self._lanes.items()):
             if elapsed > 0:
                 lane.pace += weight * (lane.finished / elapsed - lane.pace)
                 lane.finished = 0
+                lane.useful += 1 - lane.pace * too_long / 2  # one more each time: a slow one never has less for long
+                lane.useful = min(float(self._per_config), max(float(LEAST_IN_FLIGHT), lane.useful))
             if lane.in_hand == 0 and lane.finished == 0 and lane.pace < 1:
                 del self._lanes[config_id]
                 continue
@@ -117,7 +136,7 @@ class Buffer:
             lane = self._lanes.get(config_id)
             if lane is None:
                 limit = self._limits.get(config_id, self._per_config)
-                lane = self._lanes[config_id] = _Lane(limit, allowance=limit)
+                lane = self._lanes[config_id] = _Lane(limit, float(self._per_config), allowance=limit)
             lane.waiting.append(held)
             self.waiting += 1
             self._queue(lane)
@@ -127,7 +146,7 @@ class Buffer:
         while self._turns and self.in_flight + self.unsettled < self._concurrency:
             lane = self._turns.popleft()
             lane.queued = False
-            if not lane.waiting or lane.in_flight >= lane.limit:
+            if not lane.waiting or lane.is_full:
                 continue
             if lane.in_flight >= max(1, self._concurrency - self.in_flight):
                 self._crowded.append(lane)
@@ -186,6 +205,10 @@ class Buffer:
         if lane.waiting and not lane.queued:
             lane.queued = True
             self._turns.append(lane)
+
+    def note_lag(self, seconds: float) -> None:
+        """Remember how long a turn of the event loop took."""
+        self._lag += (seconds - self._lag) / 2
 
     def withdraw(self) -> list[Held]:
         """Give up all that waits, and return it."""

@@ -27,7 +27,8 @@ class Marks:
         """From when on something can be due, for each config that has a mark."""
         self._low = 0
         self._tops: deque[tuple[float, int]] = deque()
-        self._latest = _NEVER
+        self.latest = _NEVER
+        """Before which nothing is due that a claim does not see which begins now."""
         self._forget_at = 0.0
 
     def __bool__(self) -> bool:
@@ -46,7 +47,7 @@ class Marks:
     def routed(self, now: float, *, at: datetime | None, top: int | None) -> None:
         """Note a route at the database's time `at`; `top`: the highest seq that it took."""
         if at is not None:
-            self._latest = at - timedelta(seconds=LAG)
+            self.latest = at - timedelta(seconds=LAG)
         if top is not None:
             self._tops.append((now, top))
 
@@ -59,8 +60,11 @@ class Marks:
         rooms: Mapping[UUID, int],
         room: int,
         to_the_last: bool,
+        latest: datetime,
     ) -> None:
         """Note a claim that walked the configs `after` one, or `to_the_last`; `config_ids`: one for each delivery.
+
+        `latest` is that of the moment when the claim began: there may have been a route since, and it did not see that.
 
         Who got all that he had room for has nothing before what he `reached`; who got less has nothing at all.
         """
@@ -69,9 +73,9 @@ class Marks:
             mark = reached.get(config_id)
             if taken[config_id] < rooms.get(config_id, room) and after < config_id:
                 was_looked_at = to_the_last or config_id < max(taken)
-                mark = self._latest if was_looked_at else mark
+                mark = latest if was_looked_at else mark
             if mark is not None:
-                self.since[config_id] = min(mark, self._latest)
+                self.since[config_id] = min(mark, latest)
 
     def forget(self) -> None:
         """Look at everything again."""

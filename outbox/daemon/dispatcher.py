@@ -41,7 +41,9 @@ class Dispatcher:
         self, settings: Settings, sender: Sender, targets: Targets, outage: Outage, tracing: "Tracing | None" = None
     ) -> None:
         self._drain_timeout = settings.drain_timeout
-        self._links = [Link(settings.dsn or "", name, pooling=settings.pooling) for name in ("fetch", "settle")]
+        self._links = [
+            Link(settings.dsn or "", name, pooling=settings.pooling) for name in ("fetch", "settle", "claim")
+        ]
         self._stopped = asyncio.Event()
         self._wake = asyncio.Event()
         self._buffer = Buffer(concurrency=settings.concurrency, per_config=settings.max_in_flight_per_config)
@@ -70,6 +72,7 @@ class Dispatcher:
         )
         self._fetcher = Fetcher(
             self._links[0],
+            self._links[2],
             targets,
             self._buffer,
             self._settler,

@@ -95,6 +95,9 @@ class Settler:
     async def run(self) -> None:
         """Write down what comes, until `end`. Raises what is no outage."""
         patience = Patience()
+        with contextlib.suppress(*TRANSIENT):
+            # Before there is anything to settle: later the POSTs may have taken the last descriptor.
+            await self._link.connection()
         while self.count or not self._ending:
             if not self.count:
                 self._something.clear()

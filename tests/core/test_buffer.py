@@ -7,7 +7,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox.core.buffer import AHEAD, Buffer, Held
+from outbox.core.buffer import AHEAD, LEAST_IN_FLIGHT, Buffer, Held
 from outbox.core.model import Delivery
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -186,6 +186,43 @@ def test_what_was_given_back_says_nothing_of_the_subscriber() -> None:
         started += 1
         buffer.finished(UUID(int=1), timed_out=None)
     assert started == 8
+
+
+def work(buffer: Buffer, answers: dict[int, int], *, turns: int, lag: float) -> None:
+    """Let configs have so many answers in each of so many turns of 0.1 s; a turn of the loop takes `lag`."""
+    for turn in range(turns):
+        buffer.note_lag(lag)
+        buffer.rooms(0.1)
+        for config, count in answers.items():
+            buffer.put(deliveries(config, count, start=1_000_000 * config + 1000 * turn))
+            for _ in range(count):
+                buffer.take()
+                buffer.finished(UUID(int=config), timed_out=False)
+
+
+def in_flight_at_most(buffer: Buffer, config: int) -> int:
+    buffer.withdraw()
+    buffer.put(deliveries(config, 200, start=9_000_000 * config))
+    return take_all(buffer)[config]
+
+
+def test_a_config_that_is_quick_has_fewer_in_flight_while_the_loop_is_slow() -> None:
+    """Its answers would wait there, and the others with them. One that is slow, or alone, keeps its slots."""
+    buffer = Buffer(concurrency=400, per_config=100)
+    work(buffer, {1: 400, 2: 5}, turns=10, lag=0.01)
+    assert in_flight_at_most(buffer, 1) == LEAST_IN_FLIGHT
+    assert in_flight_at_most(buffer, 2) > 90
+    for _ in range(LEAST_IN_FLIGHT):
+        buffer.finished(UUID(int=1), timed_out=False)
+    work(buffer, {1: 400}, turns=60, lag=0.0)
+    assert in_flight_at_most(buffer, 1) == 100
+
+
+def test_a_config_that_is_alone_keeps_its_slots_however_slow_the_loop_is() -> None:
+    """There is nobody whom it could have wait."""
+    buffer = Buffer(concurrency=400, per_config=100)
+    work(buffer, {1: 400}, turns=10, lag=0.01)
+    assert in_flight_at_most(buffer, 1) == 100
 
 
 def test_what_is_not_settled_counts_as_in_flight() -> None:

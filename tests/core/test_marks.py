@@ -20,6 +20,7 @@ def claimed(marks: Marks, config_ids: list[UUID], *, after: UUID = NONE, to_the_
         rooms={ONE: 2, TWO: 2, THREE: 2},
         room=2,
         to_the_last=to_the_last,
+        latest=marks.latest,
     )
 
 

@@ -30,4 +30,5 @@ async def test_a_ring_that_comes_before_the_answer_to_the_raising_is_not_forgott
         await fetcher._look_once_more(await link.connection())  # noqa: SLF001
         assert conn.execute("select last_value from outbox.doorbell").fetchone() == (2,)
         await link.drop()
-        await fetcher._link.drop()  # noqa: SLF001
+        for used in dispatcher._links:  # noqa: SLF001
+            await used.drop()

@@ -14,8 +14,8 @@ from outbox.postgres.pool import Link
 
 OLDEST_VERSION = 15
 
-CONNECTIONS = 4
-"""That one process of the daemon keeps: fetch, settle, listen, and housekeeping now and then."""
+CONNECTIONS = 5
+"""That one process of the daemon keeps: fetch, claim, settle, listen, and housekeeping now and then."""
 
 LEAST_STATEMENT_TIMEOUT = 10.0
 """Seconds that a statement of the daemon may take on a busy server."""

@@ -1,0 +1,99 @@
+"""Claim: takes what is due, fair over the configs, on a connection of its own, so that no route waits for it."""
+
+import time
+from uuid import UUID
+
+from outbox.core.buffer import Buffer
+from outbox.core.marks import Marks
+from outbox.core.tally import Tally
+from outbox.daemon.intake import Intake
+from outbox.postgres import queue
+from outbox.postgres.pool import Link
+
+CLAIM_SHARE = 4
+"""A claim that found little is not repeated before this many times its duration has passed."""
+
+WORTH_A_CLAIM = 0.25
+"""Little is less than this share of what those that owe had room for: what comes in dribbles is let gather."""
+
+NO_CONFIG = UUID(int=0)
+
+
+class Claimer:
+    """The common claim; that of governed configs is the fetcher's."""
+
+    def __init__(
+        self, link: Link, intake: Intake, buffer: Buffer, marks: Marks, *, tally: Tally, poll_interval: float
+    ) -> None:
+        self._link = link
+        self._intake = intake
+        self._buffer = buffer
+        self._marks = marks
+        self._tally = tally
+        self._poll_interval = poll_interval
+        self._cursor = NO_CONFIG
+        self.not_before = 0.0
+        """Until when what comes in dribbles is let gather, on the monotonic clock."""
+        self.is_owed = False
+        """Whether something may be due that was not looked at."""
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether there is a slot, and no pause."""
+        return not self._intake.is_full and time.monotonic() >= self.not_before
+
+    async def drop(self) -> None:
+        """Close the connection."""
+        await self._link.drop()
+
+    async def claim(self) -> None:
+        """Claim what is due: onward from who was served last, and then, where slots are left, from the first."""
+        now, in_the_middle = time.monotonic(), self._cursor != NO_CONFIG
+        found, possible, to_the_last = await self._claim_onward()
+        if to_the_last and in_the_middle:
+            to_the_last = False
+            if not self._intake.is_full:
+                more, more_possible, to_the_last = await self._claim_onward()
+                found, possible = found + more, possible + more_possible
+        self.is_owed = not to_the_last
+        if to_the_last and (found == 0 or found < possible * WORTH_A_CLAIM):
+            spent = time.monotonic() - now
+            self.not_before = now + min(spent * CLAIM_SHARE, self._poll_interval)
+
+    async def _claim_onward(self) -> tuple[int, int, bool]:
+        """Claim from the config after the cursor on.
+
+        Returns how many, how many there would have been room for of the same configs, and whether it came to the last.
+        Who got all that he had room for asks again when he has done half of it: not at once, for the few that were done
+        meanwhile.
+        """
+        conn = await self._link.connection()
+        now, (rooms, room), slots = time.monotonic(), self._intake.rooms(0.0), self._intake.reserve()
+        latest = self._marks.latest
+        try:
+            found = await queue.claim(
+                conn, after=self._cursor, slots=slots, room=room, rooms=rooms, lease=self._intake.lease,
+                since=self._marks.since,
+            )  # fmt: skip
+        except BaseException:
+            self._intake.free(slots)
+            raise
+        self._tally.claimed += len(found.deliveries)
+        await self._intake.admit(conn, found, now, reserved=slots)
+        config_ids = [each.config_id for each in found.deliveries]
+        from_the_first = self._cursor == NO_CONFIG
+        to_the_last = len(config_ids) < slots
+        self._marks.claimed(
+            config_ids, found.reached, after=self._cursor, rooms=rooms, room=room, to_the_last=to_the_last,
+            latest=latest,
+        )  # fmt: skip
+        self._cursor = NO_CONFIG if to_the_last else max(config_ids)
+        self._buffer.note(
+            config_ids,
+            rooms=rooms,
+            room=room,
+            all_taken=to_the_last and from_the_first,
+            full=self._intake.is_full,
+        )
+        possible = sum(rooms.get(config_id, room) for config_id in set(config_ids))
+        return len(config_ids), min(possible, slots), to_the_last

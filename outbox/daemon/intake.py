@@ -1,0 +1,111 @@
+"""Intake: how much may be claimed now, by number and by size, and the taking in hand of what was."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from uuid import UUID
+
+import psycopg
+
+from outbox.core.buffer import Buffer, Held
+from outbox.daemon.settler import Settler
+from outbox.daemon.targets import Targets
+from outbox.postgres.pool import TRANSIENT
+from outbox.postgres.queue import Claimed
+
+LEASE_MARGIN = 10.0
+"""Seconds that a lease outlives the latest end of its POST, for the settle."""
+
+LEAST_WAIT_IN_HAND = 5.0
+"""Seconds that a claimed delivery may wait for its POST to begin, at least."""
+
+BYTES_IN_HAND = 16_000_000
+"""Bytes of records that are claimed ahead at most, by the mean size of the last ones."""
+
+FIRST_GUESS = 1_000_000
+"""Bytes of a record before any was seen: the first claim is small."""
+
+LEFT_FOR_ROUTES = 100
+"""Slots that a claim leaves, of which at most a quarter, to the routes that run beside it."""
+
+
+class Intake:
+    """What route and claim share. `start_senders` is called when something came."""
+
+    def __init__(
+        self,
+        targets: Targets,
+        buffer: Buffer,
+        settler: Settler,
+        *,
+        start_senders: Callable[[], None],
+        request_timeout: float,
+    ) -> None:
+        self._targets = targets
+        self._buffer = buffer
+        self._settler = settler
+        self._start_senders = start_senders
+        self._wait_in_hand = max(LEAST_WAIT_IN_HAND, request_timeout)
+        self._record_bytes: float | None = None
+        self._reserved = 0
+        self.lease = self._wait_in_hand + request_timeout + LEASE_MARGIN
+        """Seconds for which a delivery is leased."""
+
+    @property
+    def slots(self) -> int:
+        """How many deliveries may be claimed now. A record larger than the budget is taken by itself."""
+        in_hand = self._buffer.in_hand + self._reserved
+        by_size = max(0 if in_hand else 1, int(BYTES_IN_HAND / (self._record_bytes or FIRST_GUESS)) - in_hand)
+        return min(max(0, self._buffer.slots - self._reserved), by_size)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no slot left."""
+        return self.slots == 0
+
+    def reserve(self) -> int:
+        """Return how many slots a claim may use while routes run beside it; they are kept until `admit`, or `free`."""
+        slots = self.slots
+        slots -= min(LEFT_FOR_ROUTES, slots // 4)
+        self._reserved += slots
+        return slots
+
+    def free(self, reserved: int) -> None:
+        """Give reserved slots back, unused."""
+        self._reserved -= reserved
+
+    def rooms(self, elapsed: float) -> tuple[dict[UUID, int], int]:
+        """Return how many may be claimed of each config in hand, and of another. `elapsed`: see Buffer.rooms.
+
+        Where the bytes are what is short, one config takes a part of them only: it could hang, and keep them.
+        """
+        rooms, room, slots = self._buffer.rooms(elapsed), self._buffer.room, self.slots
+        if slots == max(0, self._buffer.slots - self._reserved):
+            return rooms, room
+        share = max(1, slots // 4)
+        return {config_id: min(own, share) for config_id, own in rooms.items()}, min(room, share)
+
+    async def admit(self, conn: psycopg.AsyncConnection, claimed: Claimed, clock: float, *, reserved: int = 0) -> None:
+        """Take leased deliveries in hand and have them sent. `clock`: the monotonic one, just before the claim."""
+        try:
+            if claimed.deliveries:
+                await self._targets.refresh(conn, claimed.deliveries)
+        except TRANSIENT:
+            for delivery in claimed.deliveries:
+                self._settler.give_back(delivery)
+            raise
+        finally:
+            self.free(reserved)
+        if not claimed.deliveries or claimed.now is None:
+            return
+        texts = [(each.data or "", each.expansions or "") for each in claimed.deliveries]
+        size = sum(len(data) + len(expansions) for data, expansions in texts) / len(texts)
+        known = size if self._record_bytes is None else self._record_bytes
+        self._record_bytes = max(1000.0, size, (known + size) / 2)
+        start_before = clock + self._wait_in_hand
+        self._buffer.put([Held(delivery, claimed.now, clock, start_before) for delivery in claimed.deliveries])
+        self._start_senders()
+        # PostgreSQL may answer the next statement before the event loop has had a turn: first the POSTs.
+        before = time.monotonic()
+        await asyncio.sleep(0)
+        self._buffer.note_lag(time.monotonic() - before)
