@@ -55,19 +55,27 @@ with taken as materialized (
     from named as n
     cross join lateral (
         -- What a governed config is owed waits for claim_governed, which knows its rules.
+        -- Two looks into the index: `location_id is null or location_id = …` would have two bitmaps made, and joined.
         select c.id, c.revision, c.paused_at is null and not c.governed as sends, c.strict_order
-        from outbox.postback_configs as c
-        where c.resource = n.resource and c.is_active and c.deleted_at is null
-            and (c.location_id is null or c.location_id = n.location_id)
-            and (c.product_transaction_id is null or c.product_transaction_id = n.product_transaction_id)
+        from (
+            select c.* from outbox.postback_configs as c
+            where c.resource = n.resource and c.location_id = n.location_id and c.is_active and c.deleted_at is null
+            union all
+            select c.* from outbox.postback_configs as c
+            where c.resource = n.resource and c.location_id is null and c.is_active and c.deleted_at is null
+        ) as c
+        where (c.product_transaction_id is null or c.product_transaction_id = n.product_transaction_id)
             and case n.type when 'CREATE' then c.on_create when 'UPDATE' then c.on_update else c.on_delete end
     ) as c
 ), ranked as materialized (
     -- The first of each config come before the second of any: one that is owed much leaves slots to the others.
     select m.*, fits and row_number() over (order by fits desc, m.place, m.seq) <= %(slots)s as leased
     from (
-        select m.*, coalesce(m.place <= coalesce(b.room, %(room)s), false) as fits from matched as m
-        left join unnest(%(busy)s::uuid[], %(rooms)s::integer[]) as b (config_id, room) using (config_id)
+        -- Not a join: without hashing it reads all that are busy for each row, at five times the price.
+        select m.*, coalesce(m.place <= coalesce(
+            (%(rooms)s::integer[])[array_position(%(busy)s::uuid[], m.config_id)], %(room)s
+        ), false) as fits
+        from matched as m
     ) as m
 ), owed as (
     insert into outbox.deliveries (event_id, config_id, event_created_at, order_key, attempts, leased, due_at)
