@@ -25,6 +25,8 @@ MAX_PIECES = 10_000
 """Pieces that an answer's body comes in; each costs time, also one of a byte."""
 KEPT_ANSWER = 1024
 """Bytes of an answer's body that are kept."""
+LARGE_BODY = 1 << 16
+"""Bytes of a request's body above which it is not copied behind the head: memory is dearer there than a call."""
 
 _SWITCHING = 101
 _FINAL = 200
@@ -48,8 +50,8 @@ class Connection(asyncio.Protocol):
         self.closed = False
         self.idle_since = 0.0
 
-    def exchange(self, request: bytes) -> "asyncio.Future[Answer | Failure | None]":
-        """Send a whole request; the future gives the outcome.
+    def exchange(self, head: bytes, body: bytes) -> "asyncio.Future[Answer | Failure | None]":
+        """Send a request; the future gives the outcome.
 
         None is the outcome of a connection that was used before and broke without a byte of an answer: the server had
         closed it while it was idle, and the request may be repeated on another one.
@@ -72,8 +74,10 @@ class Connection(asyncio.Protocol):
         self._result = self._loop.create_future()
         if self.closed or self._transport is None:
             self._conclude(None)
+        elif len(body) > LARGE_BODY:
+            self._transport.writelines((head, body))
         else:
-            self._transport.write(request)
+            self._transport.write(head + body)
         return self._result
 
     @property

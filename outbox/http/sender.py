@@ -109,25 +109,25 @@ class Sender:
         fields = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         if _NOT_IN_FIELD.search(fields.replace("\r\n", "", len(headers))):
             return Failure(FailureKind.BROKEN, "a field of the request can not be sent")
-        request = b"%b%bContent-Length: %d\r\n\r\n%b" % (target.head, fields.encode("latin-1"), len(body), body)
+        head = b"%b%bContent-Length: %d\r\n\r\n" % (target.head, fields.encode("latin-1"), len(body))
         end = self._loop.time() + self._timeout
         result = None
         if connection := self._pool.take(target.endpoint):
             # None: the server had closed a connection that we kept. That is no fault of the subscriber.
-            result = await self._exchange(target.endpoint, connection, request, end)
+            result = await self._exchange(target.endpoint, connection, head, body, end)
         if result is None:
             dialled = await self._dial(target.endpoint, end)
             if isinstance(dialled, Failure):
                 return dialled
-            result = await self._exchange(target.endpoint, dialled, request, end)
+            result = await self._exchange(target.endpoint, dialled, head, body, end)
         return result or Failure(FailureKind.BROKEN, "the connection was closed without an answer")
 
     async def _exchange(
-        self, endpoint: Endpoint, connection: Connection, request: bytes, end: float
+        self, endpoint: Endpoint, connection: Connection, head: bytes, body: bytes, end: float
     ) -> Answer | Failure | None:
         timer = self._loop.call_at(end, connection.time_out, self._timeout)
         try:
-            result = await connection.exchange(request)
+            result = await connection.exchange(head, body)
         finally:
             timer.cancel()
             if connection.reusable:
