@@ -28,6 +28,9 @@ PACE_WINDOW = 0.25
 LAG_GOAL = 0.0007
 """Seconds that a turn of the event loop may take before those that are quick get fewer POSTs in flight."""
 
+QUICK_TURNS = 16
+"""A config is quick whose POSTs take so many turns of the event loop at most."""
+
 LEAST_IN_FLIGHT = 16
 """So many POSTs of one config may be in flight, however long a turn of the event loop takes."""
 
@@ -120,7 +123,10 @@ class Buffer:
             if elapsed > 0:
                 lane.pace += weight * (lane.finished / elapsed - lane.pace)
                 lane.finished = 0
-                lane.useful += 1 - lane.pace * too_long / 2  # one more each time: a slow one never has less for long
+                # By Little's law: whoever's POSTs take many turns of the loop has them elsewhere, and loses nothing.
+                lane.useful += 1
+                if lane.pace * self._lag * QUICK_TURNS >= lane.in_flight:
+                    lane.useful -= lane.pace * too_long / 2
                 lane.useful = min(float(self._per_config), max(float(LEAST_IN_FLIGHT), lane.useful))
             if lane.in_hand == 0 and lane.finished == 0 and lane.pace < 1:
                 del self._lanes[config_id]
@@ -226,7 +232,13 @@ class Buffer:
     @property
     def startable(self) -> int:
         """How many POSTs could begin now, at the most."""
-        return min(self.waiting, self._concurrency - self.in_flight - self.unsettled) if self._turns else 0
+        free = max(0, self._concurrency - self.in_flight - self.unsettled)
+        count = 0
+        for lane in self._turns:
+            if count >= free:
+                break
+            count += min(len(lane.waiting), max(0, math.ceil(min(lane.limit, lane.useful)) - lane.in_flight))
+        return min(count, free)
 
     @property
     def limited(self) -> int:

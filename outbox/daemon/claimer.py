@@ -34,13 +34,24 @@ class Claimer:
         self._cursor = NO_CONFIG
         self.not_before = 0.0
         """Until when what comes in dribbles is let gather, on the monotonic clock."""
-        self.is_owed = False
+        self.is_behind = False
+        """Whether the last claim was put off, or did not come to the last config."""
+        self.is_overtaken = False
+        """Whether a route left something due since the last claim began, which does not see it."""
+
+    @property
+    def is_owed(self) -> bool:
         """Whether something may be due that was not looked at."""
+        return self.is_behind or self.is_overtaken
 
     @property
     def is_possible(self) -> bool:
         """Whether there is a slot, and no pause."""
         return not self._intake.is_full and time.monotonic() >= self.not_before
+
+    async def connect(self) -> None:
+        """Open the connection, if need be: before there is a claim that routes run beside."""
+        await self._link.connection()
 
     async def drop(self) -> None:
         """Close the connection."""
@@ -49,13 +60,14 @@ class Claimer:
     async def claim(self) -> None:
         """Claim what is due: onward from who was served last, and then, where slots are left, from the first."""
         now, in_the_middle = time.monotonic(), self._cursor != NO_CONFIG
+        self.is_overtaken = False
         found, possible, to_the_last = await self._claim_onward()
         if to_the_last and in_the_middle:
             to_the_last = False
             if not self._intake.is_full:
                 more, more_possible, to_the_last = await self._claim_onward()
                 found, possible = found + more, possible + more_possible
-        self.is_owed = not to_the_last
+        self.is_behind = not to_the_last
         if to_the_last and (found == 0 or found < possible * WORTH_A_CLAIM):
             spent = time.monotonic() - now
             self.not_before = now + min(spent * CLAIM_SHARE, self._poll_interval)
@@ -69,6 +81,8 @@ class Claimer:
         """
         conn = await self._link.connection()
         now, (rooms, room), slots = time.monotonic(), self._intake.rooms(0.0), self._intake.reserve()
+        if slots == 0:  # a route has taken them meanwhile
+            return 0, 0, False
         latest = self._marks.latest
         try:
             found = await queue.claim(
@@ -92,7 +106,7 @@ class Claimer:
             config_ids,
             rooms=rooms,
             room=room,
-            all_taken=to_the_last and from_the_first,
+            all_taken=to_the_last and from_the_first and not self.is_overtaken,
             full=self._intake.is_full,
         )
         possible = sum(rooms.get(config_id, room) for config_id in set(config_ids))

@@ -97,8 +97,9 @@ class Fetcher:
         self._wake.set()
 
     def stop(self) -> None:
-        """Let `run` return after the turn under way."""
+        """Let `run` return after the turn under way; what that still brings is given back."""
         self._stopping = True
+        self._intake.close()
         self._wake.set()
 
     async def run(self, *, until_empty: bool) -> None:
@@ -113,6 +114,7 @@ class Fetcher:
                 continue
             try:
                 conn = await self._link.connection()
+                await self._claimer.connect()
                 found = await self._turn(conn) or await self._look_once_more(conn)
             except TRANSIENT as error:
                 self._outage.began(error)
@@ -149,7 +151,7 @@ class Fetcher:
         if self._claimer.is_possible:
             more |= await self._route_while_claiming(conn)
         else:
-            self._claimer.is_owed = True
+            self._claimer.is_behind = True
         self._start_senders()
         return more
 
@@ -159,7 +161,7 @@ class Fetcher:
         claiming = asyncio.create_task(self._claimer.claim())
         try:
             while not (await asyncio.wait({claiming}, timeout=ROUTE_BESIDE_SECONDS))[0]:
-                if self._is_captured_now:
+                if self._is_captured_now and not (self._stopping or self._settler.is_late):
                     more |= await self._route(conn, time.monotonic())
         except asyncio.CancelledError:
             claiming.cancel()
@@ -184,6 +186,8 @@ class Fetcher:
             conn, low=self._marks.low(now), rows=limit, slots=slots, room=room, rooms=rooms, lease=self._intake.lease
         )
         self._is_captured_now = 0 < routed.rows < limit
+        if routed.created > len(routed.deliveries):
+            self._claimer.is_overtaken = True
         self._marks.routed(now, at=routed.now, top=routed.top)
         self._tally.routed += routed.rows
         self._tally.created += routed.created

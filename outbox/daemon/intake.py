@@ -10,7 +10,6 @@ import psycopg
 from outbox.core.buffer import Buffer, Held
 from outbox.daemon.settler import Settler
 from outbox.daemon.targets import Targets
-from outbox.postgres.pool import TRANSIENT
 from outbox.postgres.queue import Claimed
 
 LEASE_MARGIN = 10.0
@@ -48,6 +47,7 @@ class Intake:
         self._wait_in_hand = max(LEAST_WAIT_IN_HAND, request_timeout)
         self._record_bytes: float | None = None
         self._reserved = 0
+        self._closed = False
         self.lease = self._wait_in_hand + request_timeout + LEASE_MARGIN
         """Seconds for which a delivery is leased."""
 
@@ -77,26 +77,32 @@ class Intake:
     def rooms(self, elapsed: float) -> tuple[dict[UUID, int], int]:
         """Return how many may be claimed of each config in hand, and of another. `elapsed`: see Buffer.rooms.
 
-        Where the bytes are what is short, one config takes a part of them only: it could hang, and keep them.
+        Where the bytes are what is short, one config takes a part of them only: it could hang, and keep them. The same
+        goes for what a claim under way has left: it may bring more of that config.
         """
         rooms, room, slots = self._buffer.rooms(elapsed), self._buffer.room, self.slots
-        if slots == max(0, self._buffer.slots - self._reserved):
+        if slots == self._buffer.slots:
             return rooms, room
         share = max(1, slots // 4)
         return {config_id: min(own, share) for config_id, own in rooms.items()}, min(room, share)
+
+    def close(self) -> None:
+        """Take nothing in hand from now on: what is admitted is given back."""
+        self._closed = True
 
     async def admit(self, conn: psycopg.AsyncConnection, claimed: Claimed, clock: float, *, reserved: int = 0) -> None:
         """Take leased deliveries in hand and have them sent. `clock`: the monotonic one, just before the claim."""
         try:
             if claimed.deliveries:
                 await self._targets.refresh(conn, claimed.deliveries)
-        except TRANSIENT:
-            for delivery in claimed.deliveries:
-                self._settler.give_back(delivery)
+        except BaseException:
+            self._give_back(claimed)
             raise
         finally:
             self.free(reserved)
-        if not claimed.deliveries or claimed.now is None:
+        if self._closed:
+            self._give_back(claimed)
+        if self._closed or not claimed.deliveries or claimed.now is None:
             return
         texts = [(each.data or "", each.expansions or "") for each in claimed.deliveries]
         size = sum(len(data) + len(expansions) for data, expansions in texts) / len(texts)
@@ -109,3 +115,7 @@ class Intake:
         before = time.monotonic()
         await asyncio.sleep(0)
         self._buffer.note_lag(time.monotonic() - before)
+
+    def _give_back(self, claimed: Claimed) -> None:
+        for delivery in claimed.deliveries:
+            self._settler.give_back(delivery)

@@ -96,7 +96,7 @@ class Targets:
             self._known.clear()
         for config in await configs.load(conn, config_ids):
             known = self._known.get(config.id)
-            if known is None or known.config.revision != config.revision:
+            if known is None or known.config.revision < config.revision:
                 self._known[config.id] = self._target(config)
 
     def _target(self, config: PostbackConfig) -> Target:

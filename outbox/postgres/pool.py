@@ -111,12 +111,17 @@ class Link:
     async def connection(self) -> psycopg.AsyncConnection:
         """Return the connection, opened if need be."""
         if self._conn is None or self._conn.closed:
-            conn = self._conn = await _Connection.connect(self._dsn, autocommit=True)
-            self.is_pooled = await self._meet(conn)
+            conn = await _Connection.connect(self._dsn, autocommit=True)
+            try:
+                self.is_pooled = await self._meet(conn)
+            except BaseException:
+                await conn.close()
+                raise
             if self.is_pooled:
                 conn.prepare_threshold = None
                 if self._settings:
                     conn.cursor_factory = _cursor_with(self._settings)
+            self._conn = conn
         return self._conn
 
     async def _meet(self, conn: psycopg.AsyncConnection) -> bool:

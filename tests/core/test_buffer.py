@@ -207,7 +207,7 @@ def in_flight_at_most(buffer: Buffer, config: int) -> int:
 
 
 def test_a_config_that_is_quick_has_fewer_in_flight_while_the_loop_is_slow() -> None:
-    """Its answers would wait there, and the others with them. One that is slow, or alone, keeps its slots."""
+    """Its answers would wait there, and the others with them. As the loop gets quicker it gets them back."""
     buffer = Buffer(concurrency=400, per_config=100)
     work(buffer, {1: 400, 2: 5}, turns=10, lag=0.01)
     assert in_flight_at_most(buffer, 1) == LEAST_IN_FLIGHT
@@ -216,6 +216,32 @@ def test_a_config_that_is_quick_has_fewer_in_flight_while_the_loop_is_slow() -> 
         buffer.finished(UUID(int=1), timed_out=False)
     work(buffer, {1: 400}, turns=60, lag=0.0)
     assert in_flight_at_most(buffer, 1) == 100
+
+
+def test_a_config_that_is_slow_keeps_its_slots_however_slow_the_loop_is() -> None:
+    """What it has in flight is on its way and not in the loop: 100 at a time, each answered after 0.2 s."""
+    buffer = Buffer(concurrency=400, per_config=100)
+    buffer.put(deliveries(1, 100))
+    buffer.put(deliveries(2, 1))
+    take_all(buffer)
+    for turn in range(1, 60):
+        buffer.note_lag(0.01)
+        buffer.rooms(0.1)
+        buffer.put(deliveries(1, 50, start=1000 * turn))
+        for _ in range(50):
+            buffer.finished(UUID(int=1), timed_out=False)
+        take_all(buffer)
+    assert buffer.in_flight == 100 + 1
+
+
+def test_no_more_start_than_their_configs_may_have_in_flight() -> None:
+    """Tasks that would find nothing to send cost the loop a turn."""
+    buffer = Buffer(concurrency=100, per_config=5)
+    buffer.put(deliveries(1, 20))
+    buffer.put(deliveries(2, 3, start=100))
+    assert buffer.startable == 8
+    assert sum(take_all(buffer).values()) == 8
+    assert buffer.startable == 0
 
 
 def test_a_config_that_is_alone_keeps_its_slots_however_slow_the_loop_is() -> None:

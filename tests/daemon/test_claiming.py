@@ -1,0 +1,89 @@
+"""The claim beside the routes: it takes what they left, tells what they overtook, and leaves nothing to a lease."""
+
+import asyncio
+import datetime as dt
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from outbox.core.buffer import Held
+from outbox.core.model import Delivery
+from outbox.daemon.dispatcher import Dispatcher
+from outbox.daemon.outage import Outage
+from outbox.daemon.targets import Targets
+from outbox.http.sender import Sender
+from outbox.secrets import SecretBox
+from outbox.settings import Settings
+from tests.daemons import add_config, add_contacts, attach_contacts, owed
+
+NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+
+
+@pytest.fixture
+def contacts(conn: psycopg.Connection) -> psycopg.Connection:
+    """A connection to a database whose contacts are attached."""
+    attach_contacts(conn)
+    return conn
+
+
+@asynccontextmanager
+async def dispatching(db: str) -> AsyncIterator[Dispatcher]:
+    """Give a dispatcher that does not run. What is tested is a moment in the middle of its work."""
+    settings = Settings(dsn=db)
+    async with Sender.of(settings, connections=1) as sender:
+        dispatcher = Dispatcher(settings, sender, Targets(SecretBox(())), Outage())
+        yield dispatcher
+        await dispatcher._senders.finish(0.0)  # noqa: SLF001
+        for link in dispatcher._links:  # noqa: SLF001
+            await link.drop()
+
+
+async def test_a_claim_that_finds_all_slots_taken_is_owed(contacts: psycopg.Connection, db: str) -> None:
+    """Routes beside it may have leased as many as there were slots before it came to reserve its own."""
+    add_config(contacts, "http://127.0.0.1:9/")
+    add_contacts(contacts, 1, 3)
+    async with dispatching(db) as dispatcher:
+        buffer, claimer = dispatcher._buffer, dispatcher._fetcher._claimer  # noqa: SLF001
+        buffer.put(
+            Held(Delivery(UUID(int=n), UUID(int=1), 1, 0, NOW, 1, "CREATE", "contact", "{}"), NOW, 0.0, 1e12)
+            for n in range(buffer.slots)
+        )
+        await claimer.claim()
+        assert claimer.is_owed
+        buffer.withdraw()
+        await claimer.claim()
+        assert not claimer.is_owed
+
+
+async def test_what_a_route_leaves_behind_a_claim_is_looked_at_again(contacts: psycopg.Connection, db: str) -> None:
+    """The claim's snapshot is older, so that it came to the last config says nothing of it."""
+    async with dispatching(db) as dispatcher:
+        fetcher = dispatcher._fetcher  # noqa: SLF001
+        claimer = fetcher._claimer  # noqa: SLF001
+        await claimer.connect()
+        claiming = asyncio.create_task(claimer.claim())
+        await asyncio.sleep(0)  # it waits for the answer now
+        add_config(contacts, "http://127.0.0.1:9/", strict_order="hold")  # what is owed to it is not leased at once
+        add_contacts(contacts, 1, 1)
+        await fetcher._route(await fetcher._link.connection(), 0.0)  # noqa: SLF001
+        await claiming
+        assert claimer.is_owed
+        await claimer.claim()
+        assert not claimer.is_owed
+
+
+async def test_what_is_fetched_after_the_stop_is_given_back(contacts: psycopg.Connection, db: str) -> None:
+    """Nobody would send it any more, and its lease keeps it from the other daemons."""
+    add_config(contacts, "http://127.0.0.1:9/")
+    add_contacts(contacts, 1, 3)
+    async with dispatching(db) as dispatcher:
+        fetcher, settler = dispatcher._fetcher, dispatcher._settler  # noqa: SLF001
+        dispatcher.stop()
+        await fetcher._turn(await fetcher._link.connection())  # noqa: SLF001
+        assert dispatcher._buffer.in_hand == 0  # noqa: SLF001
+        settler.end()
+        await settler.run()
+    assert owed(contacts) == [("pending", 0, False)] * 3
