@@ -14,7 +14,9 @@ CLAIM_SHARE = 4
 """A claim that found little is not repeated before this many times its duration has passed."""
 
 WORTH_A_CLAIM = 0.25
-"""Little is less than this share of what those that owe had room for: what comes in dribbles is let gather."""
+"""Little is less than this share of the slots, and less than MANY: what comes in dribbles is let gather."""
+
+MANY = 100
 
 NO_CONFIG = UUID(int=0)
 
@@ -61,28 +63,28 @@ class Claimer:
         """Claim what is due: onward from who was served last, and then, where slots are left, from the first."""
         now, in_the_middle = time.monotonic(), self._cursor != NO_CONFIG
         self.is_overtaken = False
-        found, possible, to_the_last = await self._claim_onward()
+        slots = self._intake.slots
+        found, to_the_last = await self._claim_onward()
         if to_the_last and in_the_middle:
             to_the_last = False
             if not self._intake.is_full:
-                more, more_possible, to_the_last = await self._claim_onward()
-                found, possible = found + more, possible + more_possible
+                more, to_the_last = await self._claim_onward()
+                found += more
         self.is_behind = not to_the_last
-        if to_the_last and (found == 0 or found < possible * WORTH_A_CLAIM):
+        if to_the_last and found < min(slots * WORTH_A_CLAIM, MANY):
             spent = time.monotonic() - now
             self.not_before = now + min(spent * CLAIM_SHARE, self._poll_interval)
 
-    async def _claim_onward(self) -> tuple[int, int, bool]:
-        """Claim from the config after the cursor on.
+    async def _claim_onward(self) -> tuple[int, bool]:
+        """Claim from the config after the cursor on; returns how many, and whether it came to the last config.
 
-        Returns how many, how many there would have been room for of the same configs, and whether it came to the last.
         Who got all that he had room for asks again when he has done half of it: not at once, for the few that were done
         meanwhile.
         """
         conn = await self._link.connection()
         now, (rooms, room), slots = time.monotonic(), self._intake.rooms(0.0), self._intake.reserve()
         if slots == 0:  # a route has taken them meanwhile
-            return 0, 0, False
+            return 0, False
         latest = self._marks.latest
         try:
             found = await queue.claim(
@@ -109,5 +111,4 @@ class Claimer:
             all_taken=to_the_last and from_the_first and not self.is_overtaken,
             full=self._intake.is_full,
         )
-        possible = sum(rooms.get(config_id, room) for config_id in set(config_ids))
-        return len(config_ids), min(possible, slots), to_the_last
+        return len(config_ids), to_the_last

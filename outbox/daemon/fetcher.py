@@ -157,11 +157,14 @@ class Fetcher:
 
     async def _route_while_claiming(self, conn: psycopg.AsyncConnection) -> bool:
         """Have what is due claimed. What is captured meanwhile does not wait for it. Returns whether there is more."""
+        if not self._is_captured_now:
+            await self._claimer.claim()
+            return False
         more = False
         claiming = asyncio.create_task(self._claimer.claim())
         try:
             while not (await asyncio.wait({claiming}, timeout=ROUTE_BESIDE_SECONDS))[0]:
-                if self._is_captured_now and not (self._stopping or self._settler.is_late):
+                if not (self._stopping or self._settler.is_late):
                     more |= await self._route(conn, time.monotonic())
         except asyncio.CancelledError:
             claiming.cancel()
