@@ -69,6 +69,10 @@ class _Lane:
     def is_full(self) -> bool:
         return self.in_flight >= min(self.limit, self.useful)
 
+    @property
+    def startable(self) -> int:
+        return 0 if self.is_full else min(len(self.waiting), math.ceil(min(self.limit, self.useful)) - self.in_flight)
+
 
 class Buffer:
     """Hands out deliveries to senders, turn by turn over the configs.
@@ -80,8 +84,8 @@ class Buffer:
     one back, so that endpoints that hang end up with one slot each.
 
     A third keeps the event loop quick for all. A subscriber that answers at once needs few POSTs in flight: of more,
-    the answers wait for the loop, which has the others wait as long. So while a turn of the loop takes too long, each
-    config has fewer in flight by what its pace says must be waiting there: the slow ones lose next to nothing.
+    the answers wait for the loop, which has the others wait as long. So while a turn of the loop takes too long, who is
+    quick has fewer in flight, by what its pace says must be waiting there. Who is slow keeps what it has.
     """
 
     def __init__(self, *, concurrency: int, per_config: int) -> None:
@@ -237,7 +241,7 @@ class Buffer:
         for lane in self._turns:
             if count >= free:
                 break
-            count += min(len(lane.waiting), max(0, math.ceil(min(lane.limit, lane.useful)) - lane.in_flight))
+            count += lane.startable
         return min(count, free)
 
     @property

@@ -3,7 +3,6 @@
 import time
 from uuid import UUID
 
-from outbox.core.buffer import Buffer
 from outbox.core.marks import Marks
 from outbox.core.tally import Tally
 from outbox.daemon.intake import Intake
@@ -14,9 +13,10 @@ CLAIM_SHARE = 4
 """A claim that found little is not repeated before this many times its duration has passed."""
 
 WORTH_A_CLAIM = 0.25
-"""Little is less than this share of the slots, and less than MANY: what comes in dribbles is let gather."""
+"""Little is less than this share of the slots, and less than MUCH: what comes in dribbles is let gather."""
 
-MANY = 100
+MUCH = 100
+"""So many deliveries are worth a claim, however many slots there were."""
 
 NO_CONFIG = UUID(int=0)
 
@@ -24,12 +24,9 @@ NO_CONFIG = UUID(int=0)
 class Claimer:
     """The common claim; that of governed configs is the fetcher's."""
 
-    def __init__(
-        self, link: Link, intake: Intake, buffer: Buffer, marks: Marks, *, tally: Tally, poll_interval: float
-    ) -> None:
+    def __init__(self, link: Link, intake: Intake, marks: Marks, *, tally: Tally, poll_interval: float) -> None:
         self._link = link
         self._intake = intake
-        self._buffer = buffer
         self._marks = marks
         self._tally = tally
         self._poll_interval = poll_interval
@@ -71,7 +68,7 @@ class Claimer:
                 more, to_the_last = await self._claim_onward()
                 found += more
         self.is_behind = not to_the_last
-        if to_the_last and found < min(slots * WORTH_A_CLAIM, MANY):
+        if to_the_last and found < min(slots * WORTH_A_CLAIM, MUCH):
             spent = time.monotonic() - now
             self.not_before = now + min(spent * CLAIM_SHARE, self._poll_interval)
 
@@ -104,11 +101,6 @@ class Claimer:
             latest=latest,
         )  # fmt: skip
         self._cursor = NO_CONFIG if to_the_last else max(config_ids)
-        self._buffer.note(
-            config_ids,
-            rooms=rooms,
-            room=room,
-            all_taken=to_the_last and from_the_first and not self.is_overtaken,
-            full=self._intake.is_full,
-        )
+        all_taken = to_the_last and from_the_first and not self.is_overtaken
+        self._intake.note(found, rooms=rooms, room=room, all_taken=all_taken)
         return len(config_ids), to_the_last

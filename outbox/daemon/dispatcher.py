@@ -41,8 +41,8 @@ class Dispatcher:
         self, settings: Settings, sender: Sender, targets: Targets, outage: Outage, tracing: "Tracing | None" = None
     ) -> None:
         self._drain_timeout = settings.drain_timeout
-        self._links = [
-            Link(settings.dsn or "", name, pooling=settings.pooling) for name in ("fetch", "settle", "claim")
+        fetching, claiming, settling = self._links = [
+            Link(settings.dsn or "", name, pooling=settings.pooling) for name in ("fetch", "claim", "settle")
         ]
         self._stopped = asyncio.Event()
         self._wake = asyncio.Event()
@@ -53,7 +53,7 @@ class Dispatcher:
         self._tally = Tally()
         self._made_at = time.monotonic()
         self._settler = Settler(
-            self._links[1],
+            settling,
             outage,
             circuits,
             tally=self._tally,
@@ -71,8 +71,8 @@ class Dispatcher:
             wake=self._wake,
         )
         self._fetcher = Fetcher(
-            self._links[0],
-            self._links[2],
+            fetching,
+            claiming,
             targets,
             self._buffer,
             self._settler,

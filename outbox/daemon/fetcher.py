@@ -72,9 +72,7 @@ class Fetcher:
         self._poll_interval = poll_interval
         self._intake = Intake(targets, buffer, settler, start_senders=start_senders, request_timeout=request_timeout)
         self._marks = Marks()
-        self._claimer = Claimer(
-            claiming_link, self._intake, buffer, self._marks, tally=tally, poll_interval=poll_interval
-        )
+        self._claimer = Claimer(claiming_link, self._intake, self._marks, tally=tally, poll_interval=poll_interval)
         self._rooms_at = time.monotonic()
         self._route_ahead_at = 0.0
         self._is_captured_now = False
@@ -196,13 +194,7 @@ class Fetcher:
         self._tally.created += routed.created
         self._tally.leased_at_once += len(routed.deliveries)
         await self._intake.admit(conn, routed, now)
-        self._buffer.note(
-            [each.config_id for each in routed.deliveries],
-            rooms=rooms,
-            room=room,
-            all_taken=False,
-            full=self._intake.is_full,
-        )
+        self._intake.note(routed, rooms=rooms, room=room)
         if not routed.deliveries:
             self._route_ahead_at = 0.0  # nobody wants it now, or may have more: perhaps of what is behind it
         return routed.rows == limit
@@ -224,13 +216,7 @@ class Fetcher:
         if found.walked_to is None:
             self._governed_not_before = now + (time.monotonic() - now) * CLAIM_SHARE
         await self._intake.admit(conn, found, now)
-        self._buffer.note(
-            [each.config_id for each in found.deliveries],
-            rooms=rooms,
-            room=room,
-            all_taken=False,
-            full=self._intake.is_full,
-        )
+        self._intake.note(found, rooms=rooms, room=room)
         return bool(found.deliveries) or found.saw_blocked_only or found.walked_to is not None
 
     async def _look_once_more(self, conn: psycopg.AsyncConnection) -> bool:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from uuid import UUID
 
 import psycopg
@@ -102,7 +102,8 @@ class Intake:
             self.free(reserved)
         if self._closed:
             self._give_back(claimed)
-        if self._closed or not claimed.deliveries or claimed.now is None:
+            return
+        if not claimed.deliveries or claimed.now is None:
             return
         texts = [(each.data or "", each.expansions or "") for each in claimed.deliveries]
         size = sum(len(data) + len(expansions) for data, expansions in texts) / len(texts)
@@ -115,6 +116,11 @@ class Intake:
         before = time.monotonic()
         await asyncio.sleep(0)
         self._buffer.note_lag(time.monotonic() - before)
+
+    def note(self, claimed: Claimed, *, rooms: Mapping[UUID, int], room: int, all_taken: bool = False) -> None:
+        """Remember what a claim left, or a route; see Buffer.note."""
+        config_ids = [each.config_id for each in claimed.deliveries]
+        self._buffer.note(config_ids, rooms=rooms, room=room, all_taken=all_taken, full=self.is_full)
 
     def _give_back(self, claimed: Claimed) -> None:
         for delivery in claimed.deliveries:

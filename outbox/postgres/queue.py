@@ -55,7 +55,7 @@ with taken as materialized (
     from named as n
     cross join lateral (
         -- What a governed config is owed waits for claim_governed, which knows its rules.
-        -- Two looks into the index: `location_id is null or location_id = …` would have two bitmaps made, and joined.
+        -- Two looks into the index: the tempting `location_id is null or …` may compare each event with each config.
         select c.id, c.revision, c.paused_at is null and not c.governed as sends, c.strict_order
         from (
             select c.* from outbox.postback_configs as c
