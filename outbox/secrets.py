@@ -1,10 +1,12 @@
 """Encrypts what configs keep secret, with OUTBOX_SECRET_KEY. Clear text is never stored and never logged."""
 
 from collections.abc import Sequence
-
-from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from typing import TYPE_CHECKING
 
 from outbox.errors import OutboxError, UsageError
+
+if TYPE_CHECKING:
+    from cryptography.fernet import Fernet, MultiFernet
 
 
 class SecretError(OutboxError):
@@ -12,11 +14,17 @@ class SecretError(OutboxError):
 
 
 class SecretBox:
-    """Seals with the newest key and opens with any of them."""
+    """Seals with the newest key and opens with any of them. Only with a key the library is loaded: it takes 6 MB."""
 
     def __init__(self, keys: Sequence[str]) -> None:
-        self._newest = Fernet(keys[0]) if keys else None
-        self._all = MultiFernet([Fernet(key) for key in keys]) if keys else None
+        self._newest: Fernet | None = None
+        self._all: MultiFernet | None = None
+        if keys:
+            from cryptography import fernet  # noqa: PLC0415
+
+            self._newest = fernet.Fernet(keys[0])
+            self._all = fernet.MultiFernet([fernet.Fernet(key) for key in keys])
+            self._invalid = fernet.InvalidToken
 
     def seal(self, clear: str) -> str:
         """Return the token of a clear text; UsageError when no key is set."""
@@ -32,7 +40,7 @@ class SecretBox:
             raise SecretError("OUTBOX_SECRET_KEY is not set, and a config has a stored secret.")
         try:
             return self._all.decrypt(token).decode()
-        except InvalidToken:
+        except self._invalid:
             raise _unreadable() from None
 
     def reseal(self, token: str) -> str:
@@ -41,10 +49,10 @@ class SecretBox:
             raise UsageError("OUTBOX_SECRET_KEY is not set: name the new key, and after it the old ones, by commas.")
         try:
             self._newest.decrypt(token)
-        except InvalidToken:
+        except self._invalid:
             try:
                 return self._all.rotate(token).decode()
-            except InvalidToken:
+            except self._invalid:
                 raise _unreadable() from None
         return token
 

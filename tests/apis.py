@@ -27,7 +27,7 @@ async def serving(
     app = application(settings, sign_in=sign_in)
     prepare(app)
     server = TestServer(app)
-    await server.start_server(auto_decompress=False)  # as health.serve does
+    await server.start_server(auto_decompress=False)  # as listening.serve does
     async with TestClient(server) as client:
         yield client
 

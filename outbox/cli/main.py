@@ -1,16 +1,44 @@
 """The command `outbox`: puts the groups of commands together and turns errors into one message and an exit code."""
 
+import importlib
 import sys
 
 import click
 import psycopg
 
 from outbox import __version__
-from outbox.cli import config, deliveries, demo, doctor, prune, replay, run, schema, secrets, serve, status, top, user
 from outbox.errors import OutboxError, UsageError
+
+_MODULES = {
+    "migrate": "schema",
+    "attach": "schema",
+    "detach": "schema",
+    "config": "config",
+    "run": "run",
+    "serve": "serve",
+    "user": "user",
+    "deliveries": "deliveries",
+    "replay": "replay",
+    "status": "status",
+    "top": "top",
+    "doctor": "doctor",
+    "prune": "prune",
+    "secrets": "secrets",
+    "demo": "demo",
+}
+"""The module of each command. Only that of the one that is run is loaded: the daemon needs no pages, `top` no API."""
 
 
 class _Commands(click.Group):
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return sorted(_MODULES)
+
+    def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _MODULES:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"outbox.cli.{_MODULES[name]}"), name)
+        return command
+
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
@@ -39,23 +67,3 @@ def _leave_no_core() -> None:
         import resource  # noqa: PLC0415 - not on every platform
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-
-
-for _command in (
-    schema.migrate,
-    schema.attach,
-    schema.detach,
-    config.config,
-    run.run,
-    serve.serve,
-    user.user,
-    deliveries.deliveries,
-    replay.replay,
-    status.status,
-    top.top,
-    doctor.doctor,
-    prune.prune,
-    secrets.secrets,
-    demo.demo,
-):
-    main.add_command(_command)

@@ -25,6 +25,9 @@ DESTINATIONS = ("allow_networks", "deny_networks", "allow_ports", "require_https
 WAY_OUT = (*DESTINATIONS, "ca_file", "client_certificate", "proxy")
 """The settings of whoever posts."""
 
+DEFAULT_LISTEN = ("127.0.0.1", 8080)
+"""Host and port of whoever serves the API."""
+
 Command = Callable[..., Any]
 T = TypeVar("T")
 

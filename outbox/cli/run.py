@@ -9,9 +9,7 @@ from typing import Any
 import click
 
 from outbox import logs
-from outbox.api import server
 from outbox.cli import options
-from outbox.cli.serve import DEFAULT_LISTEN
 from outbox.daemon.run import run_daemon
 from outbox.daemon.workers import REPORT_TO, REPORTS_FROM, WITH_PARENT, end_with_parent, run_workers
 from outbox.errors import OutboxError, UsageError
@@ -91,5 +89,7 @@ async def _run(settings: Settings, *, serve: bool, with_parent: bool, **how: Any
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     if not serve:
         return await run_daemon(settings, stop=stop, **how)
-    settings = dataclasses.replace(settings, listen=settings.listen or DEFAULT_LISTEN)
+    from outbox.api import server  # noqa: PLC0415 - 10 MB of memory, for who serves it
+
+    settings = dataclasses.replace(settings, listen=settings.listen or options.DEFAULT_LISTEN)
     return await run_daemon(settings, stop=stop, application=server.application(settings), **how)

@@ -9,13 +9,11 @@ import structlog
 from outbox import __version__, logs
 from outbox.api import server
 from outbox.cli import options
-from outbox.daemon import health
+from outbox.daemon import listening
 from outbox.errors import SchemaError
 from outbox.metrics.page import add_page
 from outbox.postgres import migrations
 from outbox.settings import Settings
-
-DEFAULT_LISTEN = ("127.0.0.1", 8080)
 
 log = structlog.get_logger("outbox")
 
@@ -41,8 +39,8 @@ async def _serve(settings: Settings) -> None:
     app = server.application(settings)
     server.add_health(app)
     add_page(app, options.needed(settings.dsn), worst=settings.metrics_configs, pooling=settings.pooling)
-    host, port = settings.listen or DEFAULT_LISTEN
-    runner = await health.serve(app, (host, port))
+    host, port = settings.listen or options.DEFAULT_LISTEN
+    runner = await listening.serve(app, (host, port))
     log.info("server.started", version=__version__, host=host, port=port)
     await stop.wait()
     await runner.cleanup()

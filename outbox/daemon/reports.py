@@ -10,8 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
-from outbox.metrics.page import Readings
-from outbox.metrics.reading import Reading, one
+from outbox.metrics.reading import Reading, Readings, one
 
 EVERY = 1.0
 """Seconds from one reading to the next."""

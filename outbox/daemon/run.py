@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import structlog
-from aiohttp import web
 
 from outbox import __version__
-from outbox.daemon import health
 from outbox.daemon.dispatcher import Dispatcher
+from outbox.daemon.health import Health
 from outbox.daemon.housekeeping import Housekeeper
 from outbox.daemon.listener import listen
 from outbox.daemon.outage import Outage
@@ -19,13 +18,14 @@ from outbox.daemon.reports import Reports, report
 from outbox.daemon.targets import Targets
 from outbox.errors import SchemaError, UsageError
 from outbox.http.sender import Sender
-from outbox.metrics.page import add_page
 from outbox.postgres import housekeeping, migrations
 from outbox.postgres.pool import Link
 from outbox.secrets import SecretBox
 from outbox.settings import Settings
 
 if TYPE_CHECKING:
+    from aiohttp import web
+
     from outbox.tracing import Tracing
 
 log = structlog.get_logger("outbox")
@@ -36,7 +36,7 @@ async def run_daemon(
     *,
     stop: asyncio.Event,
     until_empty: bool = False,
-    application: web.Application | None = None,
+    application: "web.Application | None" = None,
     report_to: int | None = None,
     reports_from: Sequence[int] = (),
 ) -> int:
@@ -55,21 +55,21 @@ async def run_daemon(
     async with Sender.of(settings, connections=settings.concurrency) as sender:
         tracing = _tracing() if settings.tracing else None
         dispatcher = Dispatcher(settings, sender, Targets(SecretBox(settings.secret_key)), outage, tracing)
-        state = health.Health(dispatcher, outage, poll_interval=settings.poll_interval)
-        app = web.Application() if application is None else application
-        state.add_routes(app)
+        health = Health(dispatcher, outage, poll_interval=settings.poll_interval)
         reports = Reports(reports_from)
-        add_page(
-            app,
-            dsn,
-            worst=settings.metrics_configs,
-            pooling=settings.pooling,
-            readings=lambda: reports.with_own(dispatcher.reading()),
-            several=bool(reports_from),
-        )
-        runner = await health.serve(app, settings.listen) if settings.listen else None
+        runner = None
+        if settings.listen:
+            from outbox.daemon import listening  # noqa: PLC0415 - a web server: 10 MB of memory, for who wants it
+
+            runner = await listening.serve_daemon(
+                settings,
+                application,
+                problems=health.problems,
+                readings=lambda: reports.with_own(dispatcher.reading()),
+                several=bool(reports_from),
+            )
         log.info("daemon.started", version=__version__, concurrency=settings.concurrency)
-        house = asyncio.create_task(Housekeeper(settings, state.tell_schema_fits).keep_house())
+        house = asyncio.create_task(Housekeeper(settings, health.tell_schema_fits).keep_house())
         others = [
             asyncio.create_task(listen(link("listen"), dispatcher.ring)),
             house,

@@ -3,7 +3,7 @@
 import functools
 import platform
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from itertools import accumulate
 
 from aiohttp import web
@@ -16,11 +16,8 @@ from prometheus_client.samples import Sample
 from outbox import __version__
 from outbox.metrics.debt import Debt, DebtWatch
 from outbox.metrics.families import FAMILIES, OTHER, Family, Kind
-from outbox.metrics.reading import Reading, Values, one, together
+from outbox.metrics.reading import Reading, Readings, Values, one, together
 from outbox.settings import Pooling
-
-Readings = Mapping[int, Reading]
-"""What each process that dispatches says, by its pid, this one first."""
 
 
 def add_page(

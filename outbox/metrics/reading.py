@@ -1,6 +1,6 @@
 """What one process says at a moment, in plain JSON, so that one process can tell of several."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from outbox.core.tally import Histogram, Tally
 from outbox.metrics.families import FAMILIES
@@ -10,6 +10,9 @@ Values = dict[str, list[float]]
 
 Reading = dict[str, Values]
 """By the names of families."""
+
+Readings = Mapping[int, Reading]
+"""What each process that dispatches says, by its pid, this one first."""
 
 
 def one(value: float) -> Values:

@@ -1,8 +1,12 @@
 """docs/dependencies.md tells of what the daemon is made of; the image and the examples give it no right to spare."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
+
+from tests.scrapes import free_port
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
@@ -42,3 +46,27 @@ def test_the_image_needs_no_root_no_shell_and_no_writable_file_system() -> None:
         assert f"{setting}: true" in pod
     assert "allowPrivilegeEscalation: false" in pod
     assert "capabilities: {drop: [ALL]}" in pod
+
+
+def test_a_daemon_loads_only_what_it_was_told_to_use(db: str) -> None:
+    """A web server when it listens, the cipher when there is a key: each is megabytes of memory."""
+    key = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
+    listen = f"127.0.0.1:{free_port()}"
+    assert _loads(OUTBOX_DSN=db) == set()
+    assert _loads(OUTBOX_DSN=db, OUTBOX_SECRET_KEY=key) == {"cryptography"}
+    assert _loads(OUTBOX_DSN=db, OUTBOX_LISTEN=listen) == {"aiohttp", "prometheus_client"}
+
+
+def _loads(**variables: str) -> set[str]:
+    """Return which of the larger packages a daemon loads until nothing is due."""
+    ran = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "outbox", "run", "--until-empty"],
+        env={"PATH": "/usr/bin:/bin", **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    loaded = set(re.findall(r"^import time:.*\| +(\w+)$", ran.stderr, re.MULTILINE))
+    assert "psycopg" in loaded
+    return loaded & {"aiohttp", "cryptography", "prometheus_client"}

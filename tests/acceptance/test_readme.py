@@ -14,7 +14,10 @@ README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 def commands(group: click.Group, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], click.Command]:
     found: dict[tuple[str, ...], click.Command] = {}
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
         found[*path, name] = command
         if isinstance(command, click.Group):
             found |= commands(command, (*path, name))

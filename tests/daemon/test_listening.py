@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from aiohttp import web
 
-from outbox.daemon import health
+from outbox.daemon import listening
 from tests.scrapes import free_port
 
 ALIVE = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -52,7 +52,7 @@ async def listener(*, most: int = 100, idle: float = 60.0, farewell: float = 0.1
     app.router.add_get("/large", _large)
     port = free_port()
     opened = Listener(
-        await health.serve(app, ("127.0.0.1", port), most=most, idle=idle, farewell=farewell), port
+        await listening.serve(app, ("127.0.0.1", port), most=most, idle=idle, farewell=farewell), port
     )  # fmt: skip
     try:
         yield opened

@@ -17,8 +17,7 @@ from outbox.core.tally import Tally
 from outbox.metrics import page
 from outbox.metrics.debt import SHARE, Debt, DebtWatch
 from outbox.metrics.families import FAMILIES, OF_A_PROCESS, OF_DISPATCHING, OF_THE_DATABASE
-from outbox.metrics.page import Readings
-from outbox.metrics.reading import of_tally, together
+from outbox.metrics.reading import Readings, of_tally, together
 from outbox.settings import Settings
 from tests.apis import serving
 from tests.daemons import add_config
