@@ -18,7 +18,7 @@ LEASE_MARGIN = 10.0
 LEAST_WAIT_IN_HAND = 5.0
 """Seconds that a claimed delivery may wait for its POST to begin, at least."""
 
-BYTES_IN_HAND = 16_000_000
+BYTES_IN_HAND = 10_000_000
 """Bytes of records that are claimed ahead at most, by the mean size of the last ones."""
 
 FIRST_GUESS = 1_000_000
