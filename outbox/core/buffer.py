@@ -13,17 +13,20 @@ from uuid import UUID
 
 from outbox.core.model import Delivery
 
-AHEAD = 500
-"""How many deliveries may wait in hand, all configs together. At 10,000 a second they last 50 ms."""
+AHEAD = 1000
+"""How many deliveries may wait in hand, all configs together. At 10,000 a second they last 100 ms."""
 
-LOOK_AHEAD = 0.08
+LOOK_AHEAD = 0.15
 """Seconds: a config may have that much of its own pace waiting, so that a claim brings many and none waits long."""
 
 SHARES = 2
 """One config has this part of the buffer at most, however fast it is: others find slots, and claims stay short."""
 
 PACE_WINDOW = 0.25
-"""Seconds over which a config's pace is measured."""
+"""Seconds over which a config's pace is measured while it falls."""
+
+RISE_WINDOW = 0.05
+"""Seconds over which it is measured while it rises: who has done all that he was given could have done more."""
 
 LAG_GOAL = 0.0007
 """Seconds that a turn of the event loop may take before those that are quick get fewer POSTs in flight."""
@@ -59,7 +62,9 @@ class _Lane:
     pace: float = 0.0
     queued: bool = False
     allowance: int = 0
+    """How many it may have in hand, as it was asked for last."""
     more: bool = False
+    """Whether it may be owed more than it was given last."""
 
     @property
     def in_hand(self) -> int:
@@ -113,28 +118,31 @@ class Buffer:
         """How many may be claimed of a config that has nothing in hand; less as the buffer fills, but never none."""
         return max(1, min(self._per_config, self.slots // 4))
 
-    def rooms(self, elapsed: float) -> dict[UUID, int]:
-        """Return how many more may be claimed of each config that has something in hand.
-
-        `elapsed`: seconds since this was asked last; what was finished meanwhile is the configs' pace.
-        """
-        weight = min(1.0, elapsed / PACE_WINDOW)
-        rooms = {}
-        too_long = self._lag - LAG_GOAL if len(self._lanes) > 1 else -LAG_GOAL  # alone, it has nobody wait
+    def measure(self, elapsed: float) -> None:
+        """Measure each config's pace: what it finished in the `elapsed` seconds since this was called last."""
         while self._crowded:
             self._queue(self._crowded.popleft())
+        if elapsed <= 0:
+            return
+        falling, rising = min(1.0, elapsed / PACE_WINDOW), min(1.0, elapsed / RISE_WINDOW)
+        too_long = self._lag - LAG_GOAL if len(self._lanes) > 1 else -LAG_GOAL  # alone, it has nobody wait
         for config_id, lane in list(self._lanes.items()):
-            if elapsed > 0:
-                lane.pace += weight * (lane.finished / elapsed - lane.pace)
-                lane.finished = 0
-                # By Little's law: whoever's POSTs take many turns of the loop has them elsewhere, and loses nothing.
-                lane.useful += 1
-                if lane.pace * self._lag * QUICK_TURNS >= lane.in_flight:
-                    lane.useful -= lane.pace * too_long / 2
-                lane.useful = min(float(self._per_config), max(float(LEAST_IN_FLIGHT), lane.useful))
-            if lane.in_hand == 0 and lane.finished == 0 and lane.pace < 1:
+            change = lane.finished / elapsed - lane.pace
+            lane.pace += change * (rising if change > 0 else falling)
+            lane.finished = 0
+            if lane.in_hand == 0 and lane.pace < 1:
                 del self._lanes[config_id]
                 continue
+            # By Little's law: whoever's POSTs take many turns of the loop has them elsewhere, and loses nothing.
+            lane.useful += 1
+            if lane.pace * self._lag * QUICK_TURNS >= lane.in_flight:
+                lane.useful -= lane.pace * too_long / 2
+            lane.useful = min(float(self._per_config), max(float(LEAST_IN_FLIGHT), lane.useful))
+
+    def rooms(self) -> dict[UUID, int]:
+        """Return how many more may be claimed of each config that has something in hand, or had lately."""
+        rooms = {}
+        for config_id, lane in self._lanes.items():
             lane.allowance = min(lane.limit + int(lane.pace * LOOK_AHEAD), max(lane.limit, self._capacity // SHARES))
             rooms[config_id] = max(0, lane.allowance - lane.in_hand)
         return rooms
@@ -187,7 +195,7 @@ class Buffer:
         self._queue(lane)
         if self._crowded:  # there is one free slot more
             self._queue(self._crowded.popleft())
-        return self.in_hand <= self._resume_at or (lane.more and lane.in_hand <= lane.allowance // 2)
+        return self.in_hand <= self._resume_at or (lane.more and lane.in_hand <= lane.allowance * 3 // 4)
 
     def note(
         self, claimed: Iterable[UUID], *, rooms: Mapping[UUID, int], room: int, all_taken: bool, full: bool
@@ -205,6 +213,13 @@ class Buffer:
             elif all_taken:
                 lane.more = False
         self._resume_at = self.in_hand // 2 if full else -1
+
+    @property
+    def is_hungry(self) -> bool:
+        """Whether those that may be owed more have room for so many that a claim is worth while at once."""
+        wanting = [lane for lane in self._lanes.values() if lane.more]
+        room = sum(max(0, lane.allowance - lane.in_hand) for lane in wanting)
+        return room >= max(1, min(sum(lane.allowance for lane in wanting) // 4, self._capacity // 4))
 
     @property
     def in_hand(self) -> int:

@@ -10,13 +10,7 @@ from outbox.postgres import queue
 from outbox.postgres.pool import Link
 
 CLAIM_SHARE = 4
-"""A claim that found little is not repeated before this many times its duration has passed."""
-
-WORTH_A_CLAIM = 0.25
-"""Little is less than this share of the slots, and less than MUCH: what comes in dribbles is let gather."""
-
-MUCH = 100
-"""So many deliveries are worth a claim, however many slots there were."""
+"""A claim that saw all configs is repeated when this many times its duration has passed, or much is wanted."""
 
 NO_CONFIG = UUID(int=0)
 
@@ -45,8 +39,8 @@ class Claimer:
 
     @property
     def is_possible(self) -> bool:
-        """Whether there is a slot, and no pause."""
-        return not self._intake.is_full and time.monotonic() >= self.not_before
+        """Whether there is a slot, and no pause, unless much is wanted."""
+        return not self._intake.is_full and (time.monotonic() >= self.not_before or self._intake.is_hungry)
 
     async def connect(self) -> None:
         """Open the connection, if need be: before there is a claim that routes run beside."""
@@ -60,28 +54,24 @@ class Claimer:
         """Claim what is due: onward from who was served last, and then, where slots are left, from the first."""
         now, in_the_middle = time.monotonic(), self._cursor != NO_CONFIG
         self.is_overtaken = False
-        slots = self._intake.slots
-        found, to_the_last = await self._claim_onward()
+        to_the_last = await self._claim_onward()
         if to_the_last and in_the_middle:
-            to_the_last = False
-            if not self._intake.is_full:
-                more, to_the_last = await self._claim_onward()
-                found += more
+            to_the_last = not self._intake.is_full and await self._claim_onward()
         self.is_behind = not to_the_last
-        if to_the_last and found < min(slots * WORTH_A_CLAIM, MUCH):
+        if to_the_last:
             spent = time.monotonic() - now
             self.not_before = now + min(spent * CLAIM_SHARE, self._poll_interval)
 
-    async def _claim_onward(self) -> tuple[int, bool]:
-        """Claim from the config after the cursor on; returns how many, and whether it came to the last config.
+    async def _claim_onward(self) -> bool:
+        """Claim from the config after the cursor on; returns whether it came to the last config.
 
-        Who got all that he had room for asks again when he has done half of it: not at once, for the few that were done
-        meanwhile.
+        Who got all that he had room for asks again when he has done a part of it: not at once, for the few that were
+        done meanwhile.
         """
         conn = await self._link.connection()
-        now, (rooms, room), slots = time.monotonic(), self._intake.rooms(0.0), self._intake.reserve()
+        now, (rooms, room), slots = time.monotonic(), self._intake.rooms(), self._intake.reserve()
         if slots == 0:  # a route has taken them meanwhile
-            return 0, False
+            return False
         latest = self._marks.latest
         try:
             found = await queue.claim(
@@ -103,4 +93,4 @@ class Claimer:
         self._cursor = NO_CONFIG if to_the_last else max(config_ids)
         all_taken = to_the_last and from_the_first and not self.is_overtaken
         self._intake.note(found, rooms=rooms, room=room, all_taken=all_taken)
-        return len(config_ids), to_the_last
+        return to_the_last

@@ -37,6 +37,9 @@ RECHECK_SECONDS = 1.0
 LATE_PAUSE = 0.1
 """Seconds from one look to the next at a settle that is late."""
 
+QUIET_SECONDS = 0.1
+"""How long no route looks where the last one found nothing and the doorbell, which was up by then, does not ring."""
+
 ROUTE_BESIDE_SECONDS = 0.004
 """How often what is being captured is routed while a claim is under way."""
 
@@ -73,8 +76,8 @@ class Fetcher:
         self._intake = Intake(targets, buffer, settler, start_senders=start_senders, request_timeout=request_timeout)
         self._marks = Marks()
         self._claimer = Claimer(claiming_link, self._intake, self._marks, tally=tally, poll_interval=poll_interval)
-        self._rooms_at = time.monotonic()
         self._route_ahead_at = 0.0
+        self._route_not_before = 0.0
         self._is_captured_now = False
         self._recheck_at = 0.0
         self._governed_after = NO_CONFIG
@@ -91,7 +94,7 @@ class Fetcher:
 
     def ring(self) -> None:
         """Look for work now: the doorbell rang, and has to be raised again."""
-        self._doorbell_is_up = False
+        self._let_down_doorbell()
         self._wake.set()
 
     def stop(self) -> None:
@@ -116,7 +119,7 @@ class Fetcher:
                 found = await self._turn(conn) or await self._look_once_more(conn)
             except TRANSIENT as error:
                 self._outage.began(error)
-                self._doorbell_is_up = False
+                self._let_down_doorbell()
                 await self._link.drop()
                 await self._claimer.drop()
                 await patience.wait()
@@ -143,7 +146,8 @@ class Fetcher:
             self.has_governed = await governed.prepare(conn)
             if not self.has_governed:
                 self._governed_is_owed = self._is_short_of_tokens = False
-        more = await self._route(conn, now)
+        self._intake.measure()
+        more = now >= self._route_not_before and await self._route(conn, now)
         if self.has_governed:
             more |= await self._claim_governed(conn)
         if self._claimer.is_possible:
@@ -175,18 +179,20 @@ class Fetcher:
 
     async def _route(self, conn: psycopg.AsyncConnection, now: float) -> bool:
         """Route what was captured; returns whether there is more."""
-        rooms, room, slots = *self._intake.rooms(now - self._rooms_at), self._intake.slots
-        self._rooms_at = now
+        bell_was_up = self._doorbell_is_up
+        rooms, room, slots = *self._intake.rooms(), self._intake.slots
         if self._claimer.is_owed:
             slots //= 2  # what is new must not take every slot from what is due
         limit = min(slots, max(MANY_SLOTS, sum(rooms.values()) + room))
         if slots < MANY_SLOTS or now >= self._route_ahead_at:
-            limit = max(ROUTE_ROWS, slots)
+            limit += ROUTE_ROWS
             self._route_ahead_at = now + ROUTE_AHEAD_SECONDS
         routed = await queue.route(
             conn, low=self._marks.low(now), rows=limit, slots=slots, room=room, rooms=rooms, lease=self._intake.lease
         )
         self._is_captured_now = 0 < routed.rows < limit
+        if routed.rows == 0 and bell_was_up and self._doorbell_is_up:
+            self._route_not_before = now + QUIET_SECONDS
         if routed.created > len(routed.deliveries):
             self._claimer.is_overtaken = True
         self._marks.routed(now, at=routed.now, top=routed.top)
@@ -207,7 +213,7 @@ class Fetcher:
         self._governed_is_owed = slots == 0 or now < self._governed_not_before
         if self._governed_is_owed:
             return False
-        rooms, room = self._intake.rooms(0.0)
+        rooms, room = self._intake.rooms()
         found = await governed.claim_governed(
             conn, after=self._governed_after, slots=slots, room=room, rooms=rooms, lease=self._intake.lease
         )
@@ -229,8 +235,13 @@ class Fetcher:
         if self._looked_with_nothing_in_hand:
             again = again or bool(self._marks) or self._claimer.is_owed or self._governed_is_owed
             self._marks.forget()
+            self._route_not_before = 0.0
             self._claimer.not_before = self._governed_not_before = 0.0
         return await self._turn(conn) if again else False
+
+    def _let_down_doorbell(self) -> None:
+        self._doorbell_is_up = False
+        self._route_not_before = 0.0
 
     @property
     def _in_hand(self) -> int:
@@ -251,4 +262,4 @@ class Fetcher:
                 await self._wake.wait()
         except TimeoutError:
             if seconds >= self._poll_interval:
-                self._doorbell_is_up = False  # perhaps it rang and nobody told us
+                self._let_down_doorbell()  # perhaps it rang and nobody told us

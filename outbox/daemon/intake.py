@@ -48,6 +48,7 @@ class Intake:
         self._record_bytes: float | None = None
         self._reserved = 0
         self._closed = False
+        self._measured_at = time.monotonic()
         self.lease = self._wait_in_hand + request_timeout + LEASE_MARGIN
         """Seconds for which a delivery is leased."""
 
@@ -63,6 +64,11 @@ class Intake:
         """Whether there is no slot left."""
         return self.slots == 0
 
+    @property
+    def is_hungry(self) -> bool:
+        """Whether a claim is worth while at once: see Buffer.is_hungry."""
+        return self._buffer.is_hungry
+
     def reserve(self) -> int:
         """Return how many slots a claim may use while routes run beside it; they are kept until `admit`, or `free`."""
         slots = self.slots
@@ -74,13 +80,19 @@ class Intake:
         """Give reserved slots back, unused."""
         self._reserved -= reserved
 
-    def rooms(self, elapsed: float) -> tuple[dict[UUID, int], int]:
-        """Return how many may be claimed of each config in hand, and of another. `elapsed`: see Buffer.rooms.
+    def measure(self) -> None:
+        """Measure the pace of the configs since this was called last."""
+        now = time.monotonic()
+        self._buffer.measure(now - self._measured_at)
+        self._measured_at = now
+
+    def rooms(self) -> tuple[dict[UUID, int], int]:
+        """Return how many may be claimed of each config in hand, and of another.
 
         Where the bytes are what is short, one config takes a part of them only: it could hang, and keep them. The same
         goes for what a claim under way has left: it may bring more of that config.
         """
-        rooms, room, slots = self._buffer.rooms(elapsed), self._buffer.room, self.slots
+        rooms, room, slots = self._buffer.rooms(), self._buffer.room, self.slots
         if slots == self._buffer.slots:
             return rooms, room
         share = max(1, slots // 4)
