@@ -1,4 +1,6 @@
-"""All benchmarks in their short form, some minutes: `python -m benchmarks`."""
+"""All benchmarks in their short form, some minutes: `python -m benchmarks`. Each alone: `python -m benchmarks.NAME`."""
+
+import argparse
 
 from benchmarks import (
     api,
@@ -16,6 +18,8 @@ from benchmarks import (
     writer,
 )
 from benchmarks.peers import backlog, install
+
+argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__).parse_args()
 
 throughput.measure()
 latency.measure()

@@ -16,6 +16,7 @@ from structlog.typing import EventDict, WrappedLogger
 
 from outbox.core.printable import clean, clean_json
 
+_level = logging.INFO
 _json_lines: "_Lines | None" = None
 
 # Made once: json.dumps makes an encoder for each line, which takes longer than the line.
@@ -50,13 +51,13 @@ class _Lines:
 def configure(*, level: int = logging.INFO, colours: bool | None = None, with_context: bool = False) -> None:
     """Set up structlog for this process.
 
-    `colours`: for a person; by default if stderr is a terminal. `with_context`: each line carries what its task has
-    bound to it, such as the id of a request.
+    `level`: the least that is shown, as the library `logging` numbers them. `colours`: for a person; by default if
+    stderr is a terminal. `with_context`: each line carries what its task has bound to it, such as the id of a request.
     """
     for_people = sys.stderr.isatty() if colours is None else colours
     lines = _Lines()
-    global _json_lines  # noqa: PLW0603 - as structlog's own configuration: one for the process
-    _json_lines = None if for_people or level > logging.INFO else lines
+    global _level, _json_lines
+    _level, _json_lines = level, None if for_people else lines
     atexit.register(lines.flush)
     structlog.configure(
         processors=[
@@ -70,11 +71,13 @@ def configure(*, level: int = logging.INFO, colours: bool | None = None, with_co
     )
 
 
-def json_lines() -> Callable[[str], None] | None:
-    """Return what writes a finished JSON line of level info.
+def shows(level: int) -> bool:
+    """Return whether lines of this level are shown."""
+    return level >= _level
 
-    None where structlog has to make it: for a person, or because this level is not shown.
-    """
+
+def json_lines() -> Callable[[str], None] | None:
+    """Return what writes a finished JSON line; None where structlog has to make it, for a person."""
     return None if _json_lines is None else _json_lines.msg
 
 

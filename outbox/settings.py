@@ -6,6 +6,7 @@ because a process list shows flags.
 
 import dataclasses
 import ipaddress
+import logging
 import re
 import ssl
 import urllib.parse
@@ -37,6 +38,7 @@ class Proxy:
     password: str = field(default="", repr=False)
 
 
+_LOG_LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
 
@@ -173,6 +175,12 @@ def _pooling(text: str) -> Pooling:
         raise _WrongError(f"one of {', '.join(Pooling)}") from None
 
 
+def _log_level(text: str) -> int:
+    if text.lower() not in _LOG_LEVELS:
+        raise _WrongError(f"one of {', '.join(_LOG_LEVELS)}")
+    return _LOG_LEVELS[text.lower()]
+
+
 def _keys(text: str) -> tuple[str, ...]:
     keys = tuple(each.strip() for each in text.split(",") if each.strip())
     if not all(re.fullmatch(r"[A-Za-z0-9_-]{43}=", each) for each in keys):
@@ -240,6 +248,9 @@ class Settings:
         _address, None, "host:port of /livez, /readyz and /metrics. Default: nowhere."
     )
     metrics_configs: int = _setting(_count(0, 1000), "20", "Configs that /metrics names: those that fare worst.")
+    log_level: int = _setting(
+        _log_level, "info", "The least that is logged: info, a line for each try too; warning; or error."
+    )
 
     def __repr__(self) -> str:
         """Show no secret: the DSN may hold a password."""

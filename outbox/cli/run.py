@@ -32,6 +32,7 @@ _SETTINGS = (
     "disable_after",
     "retention",
     "retention_dead",
+    "log_level",
 )
 
 
@@ -50,7 +51,7 @@ def run(
     The daemon never changes the schema; it refuses one that it does not know. OUTBOX_SECRET_KEY is read from the
     environment only.
     """
-    logs.configure(with_context=serve)
+    logs.configure(level=settings.log_level, with_context=serve)
     _calm_the_collector()
     if serve and settings.workers > 1:
         raise UsageError("--serve is for one worker: run `outbox serve` beside --workers.")

@@ -19,13 +19,15 @@ log = structlog.get_logger("outbox")
 
 
 @click.command()
-@options.settings("dsn", "secret_key", "min_attempt_interval", "listen", "metrics_configs", *options.DESTINATIONS)
+@options.settings(
+    "dsn", "secret_key", "min_attempt_interval", "listen", "metrics_configs", "log_level", *options.DESTINATIONS
+)
 def serve(settings: Settings) -> None:
     """Serve the HTTP API, on 127.0.0.1:8080 unless OUTBOX_LISTEN says otherwise, until SIGTERM or SIGINT.
 
     It dispatches nothing: that is `outbox run`, and `outbox run --serve` is both in one process.
     """
-    logs.configure(with_context=True)
+    logs.configure(level=settings.log_level, with_context=True)
     options.run_async(_serve(settings))
 
 

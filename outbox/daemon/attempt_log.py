@@ -4,6 +4,7 @@ structlog takes as long for it as for half of the POST, so where lines are JSON 
 terminal gets it from structlog, as all the others.
 """
 
+import logging
 from datetime import UTC, datetime
 
 import structlog
@@ -19,11 +20,14 @@ class AttemptLog:
     """Logs tries the way that this process logs."""
 
     def __init__(self) -> None:
+        self._is_shown = logs.shows(logging.INFO)
         self._write = logs.json_lines()
         self._log = structlog.get_logger("outbox").bind()  # once: the lazy one would look for its configuration
 
     def note(self, attempt: Attempt, event_id: str, config_id: str) -> None:
         """Log a try. The ids are its delivery's, as text."""
+        if not self._is_shown:
+            return
         if self._write is not None:
             self._write(line(attempt, event_id, config_id, datetime.now(UTC)))
             return

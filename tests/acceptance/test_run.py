@@ -72,6 +72,22 @@ def test_until_empty_says_whether_something_died(conn: psycopg.Connection, db: s
             assert "3 deliveries died" in daemon.output
 
 
+def test_with_warnings_only_a_try_is_no_line(conn: psycopg.Connection, db: str) -> None:
+    """What fails is in the table of tries all the same; a wrong level is refused with those that there are."""
+    attach_contacts(conn)
+    with Receiver(default=Status(500)) as receiver:
+        add_config(conn, receiver.url, number_of_attempts=1)
+        add_contacts(conn, 1, 3)
+        with daemon_process(db, "--until-empty", log_level="warning") as daemon:
+            assert daemon.process.wait(timeout=30) == 1
+            assert daemon.events("delivery.attempted") == daemon.events("daemon.started") == []
+            assert len(daemon.events("config.exhausted")) == 1
+    assert conn.execute("select count(*) from outbox.attempts").fetchone() == (3,)
+    wrong = run("run", "--log-level", "loud", OUTBOX_DSN=db)
+    assert wrong.returncode == 2
+    assert wrong.stderr == "Error: OUTBOX_LOG_LEVEL: 'loud' is not one of info, warning, error.\n"
+
+
 def _answer(url: str) -> tuple[int, dict[str, object]]:
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own address

@@ -1,15 +1,18 @@
 """The line of a try, which is put together by hand."""
 
 import json
+import logging
 import subprocess
 import sys
+
+import pytest
 
 SCRIPT = """
 import datetime as dt, uuid
 from outbox import logs
 from outbox.core.model import Attempt, Dead, Delivered, Delivery, FailureKind, Retry
 from outbox.daemon import attempt_log
-logs.configure(colours={colours})
+logs.configure(colours={colours}, level={level})
 now = dt.datetime.now(dt.UTC)
 delivery = Delivery(uuid.UUID(int=1), uuid.UUID(int=2), 3, 0, now, 1, "CREATE", "contact", "{{}}")
 for outcome, status in (
@@ -22,9 +25,9 @@ for outcome, status in (
 """
 
 
-def lines_of(*, colours: bool) -> list[str]:
+def lines_of(*, colours: bool, level: int = logging.INFO) -> list[str]:
     """Run the script in a process of its own, as logging is set up once for each, and return what it logged."""
-    script = SCRIPT.format(colours=colours)
+    script = SCRIPT.format(colours=colours, level=level)
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     return done.stderr.splitlines()
 
@@ -44,3 +47,9 @@ def test_a_person_gets_the_same_events() -> None:
     lines = lines_of(colours=True)
     assert len(lines) == 8
     assert all("delivery.attempted" in line and not line.startswith("{") for line in lines)
+
+
+@pytest.mark.parametrize("colours", [False, True])
+def test_nothing_is_written_where_only_warnings_are_wanted(*, colours: bool) -> None:
+    """A try is of level info."""
+    assert lines_of(colours=colours, level=logging.WARNING) == []

@@ -17,7 +17,8 @@ from tests.servers import StartServer
 
 # Prints where its server is, then waits for its end.
 OWNER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs the tests in the background has it ignored
 from outbox.demo.embedded import EmbeddedPostgres
 server = EmbeddedPostgres(fsync=False)
 server.start()
