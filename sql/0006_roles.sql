@@ -3,7 +3,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (6, 'roles', '8b8546981c85dd654a101fdbfb799f94fc14345c75e284ff80ec49967b1626d8');
+values (6, 'roles', '33081e83277089cdc7af60f15929cb649c5483752992768dea6fdbc141587c8a');
 
 create function outbox.grant_roles() returns text []
 language plpgsql
@@ -30,6 +30,7 @@ declare
         ['outbox_daemon', 'select, insert, update, delete', 'table outbox.deliveries'],
         ['outbox_daemon', 'insert', 'table outbox.attempts'],
         ['outbox_daemon', 'select, update', 'sequence outbox.doorbell'],
+        ['outbox_daemon', 'select', 'sequence outbox.outbox_seq_seq'],
         ['outbox_daemon', 'execute', 'function outbox.make_partitions(integer)'],
         ['outbox_daemon', 'execute', 'function outbox.tell_of_config(uuid, text, text)'],
         ['outbox_daemon', 'execute', 'function outbox.partitions()'],
@@ -68,6 +69,7 @@ declare
         ['outbox_reader', 'select', 'table outbox.migrations'],
         ['outbox_reader', 'select', 'table outbox.attachments'],
         ['outbox_reader', 'select (seq, created_at)', 'table outbox.outbox'],
+        ['outbox_reader', 'select', 'sequence outbox.outbox_seq_seq'],
         ['outbox_reader', 'select', 'table outbox.events'],
         ['outbox_reader', 'select', 'table outbox.deliveries'],
         ['outbox_reader', 'select', 'table outbox.config_state'],

@@ -297,6 +297,7 @@ CHECKS = (
     Check("autovacuum", Needs.DATABASE, lambda p: vacuum.autovacuum(p.db)),
     Check("privileges", Needs.SCHEMA, lambda p: privileges.privileges(p.db)),
     Check("capture", Needs.SCHEMA, lambda p: capture.capture(p.db)),
+    Check("sequence", Needs.SCHEMA, lambda p: capture.sequence(p.db)),
     Check("expands", Needs.SCHEMA, lambda p: expands.expands(p.db)),
     Check("partitions", Needs.SCHEMA, lambda p: queue.partitions(p.db)),
     Check("dead rows", Needs.SCHEMA, lambda p: vacuum.dead_rows(p.db)),

@@ -631,6 +631,31 @@ async def test_a_role_that_is_told_to_fire_no_trigger_is_a_warning(
     assert (found.level, f"set for role {name}" in found.message) == (WARNING, True)
 
 
+async def test_a_sequence_that_is_behind_is_a_problem(aconn: psycopg.AsyncConnection, conn: psycopg.Connection) -> None:
+    """As after a copy of the rows alone: by what waits, and by what was routed; its advice lets writers go on."""
+    assert only(await capture.sequence(aconn)).level is OK
+    attach_contacts(conn)
+    conn.execute("insert into contacts select i from generate_series(1, 3) i")
+    conn.execute("select setval('outbox.outbox_seq_seq', 2)")
+    waiting = only(await capture.sequence(aconn))
+    assert (waiting.level, "is at 2, and 3 was captured already" in waiting.message) == (PROBLEM, True)
+    assert await route(aconn) == 3
+    assert only(await capture.sequence(aconn)) == waiting
+    conn.execute((waiting.advice or "").encode())
+    assert only(await capture.sequence(aconn)).level is OK
+    conn.execute("insert into contacts values (4)")
+    assert [seq for (seq,) in conn.execute("select seq from outbox.outbox")] == [4]
+
+
+async def test_a_role_that_may_not_read_the_sequence_is_told_so(conn: psycopg.Connection, db: str) -> None:
+    """It says nothing of what it could not see."""
+    with role(conn, db) as (name, dsn):
+        conn.execute(sql.SQL("grant usage on schema outbox to {}").format(sql.Identifier(name)))
+        conn.execute(sql.SQL("grant select on outbox.outbox, outbox.events to {}").format(sql.Identifier(name)))
+        async with await on(dsn) as guest:
+            assert "may not read it" in only(await capture.sequence(guest)).message
+
+
 # Vacuum
 
 

@@ -10,6 +10,38 @@ from psycopg import AsyncConnection
 from outbox.core.finding import OK, PROBLEM, WARNING, Finding, and_more
 from outbox.postgres.diagnosis.rows import rows
 
+# The newest event's id begins with its seq. Of each partition this reads the end of an index.
+_SEQUENCE = """
+select pg_sequence_last_value(s.relation) as at, greatest(
+        (select max(o.seq) from outbox.outbox as o),
+        (
+            select ('x' || substr(i.digits, 1, 12) || substr(i.digits, 14, 3))::bit(60)::bigint
+            from (select replace(e.id::text, '-', '') as digits from outbox.events as e order by e.id desc limit 1) as i
+        )
+    ) as used
+from (select 'outbox.outbox_seq_seq'::regclass as relation) as s
+where has_sequence_privilege(s.relation, 'select')
+"""
+
+
+async def sequence(conn: AsyncConnection) -> list[Finding]:
+    """Whether the sequence of what is captured is where the rows are: a copy can bring rows without it."""
+    found = await rows(conn, _SEQUENCE)
+    if not found:
+        return [Finding("sequence", OK, "Not examined: this role may not read it.")]
+    at, used = found[0]["at"] or 0, found[0]["used"] or 0
+    if at >= used:
+        return [Finding("sequence", OK, "It is ahead of all that was captured.")]
+    return [
+        Finding(
+            "sequence", PROBLEM,
+            f"outbox.outbox_seq_seq is at {at}, and {used} was captured already: a number that still waits in "
+            "outbox.outbox makes the writer's transaction fail, and new changes sort before older ones.",
+            f"select setval('outbox.outbox_seq_seq', {used});",
+        )
+    ]  # fmt: skip
+
+
 # All three kinds of trigger, not the view outbox.attachments: it knows a table by its insert trigger, and that may be
 # the one that is missing. The columns are those that the trigger function's body was made for; each is looked for
 # now. By the catalogs only, so that a role without any right on the tables can ask.
