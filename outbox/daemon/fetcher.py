@@ -234,6 +234,7 @@ class Fetcher:
             again = await queue.raise_doorbell(conn)
         if self._looked_with_nothing_in_hand:
             again = again or bool(self._marks) or self._claimer.is_owed or self._governed_is_owed
+            again = again or time.monotonic() < self._route_not_before  # then this turn had no route
             self._marks.forget()
             self._route_not_before = 0.0
             self._claimer.not_before = self._governed_not_before = 0.0

@@ -11,6 +11,7 @@ import pytest
 
 from outbox.core.buffer import Held
 from outbox.core.model import Delivery
+from outbox.daemon import fetcher as fetcher_module
 from outbox.daemon.dispatcher import Dispatcher
 from outbox.daemon.outage import Outage
 from outbox.daemon.targets import Targets
@@ -73,6 +74,29 @@ async def test_what_a_route_leaves_behind_a_claim_is_looked_at_again(contacts: p
         assert claimer.is_owed
         await claimer.claim()
         assert not claimer.is_owed
+
+
+async def test_no_route_is_made_while_nothing_rings_but_one_before_the_sleep(
+    contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was captured before the bell was up rings nobody, and may commit after the last route."""
+    monkeypatch.setattr(fetcher_module, "QUIET_SECONDS", 3600.0)
+    async with dispatching(db) as dispatcher:
+        fetcher, tally = dispatcher._fetcher, dispatcher._tally  # noqa: SLF001
+        conn = await fetcher._link.connection()  # noqa: SLF001
+        await fetcher._look_once_more(conn)  # noqa: SLF001 - raises the bell
+        await fetcher._turn(conn)  # noqa: SLF001 - finds nothing
+        add_contacts(contacts, 1, 1)  # nobody listens here
+        fetcher._claimer.not_before = 0.0  # noqa: SLF001 - so that no claim is owed, for which it would look again
+        await fetcher._turn(conn)  # noqa: SLF001
+        assert tally.routed == 0
+        await fetcher._look_once_more(conn)  # noqa: SLF001
+        assert tally.routed == 1
+        await fetcher._turn(conn)  # noqa: SLF001
+        add_contacts(contacts, 2, 1)
+        dispatcher.ring()
+        await fetcher._turn(conn)  # noqa: SLF001
+        assert tally.routed == 2
 
 
 async def test_what_is_fetched_after_the_stop_is_given_back(contacts: psycopg.Connection, db: str) -> None:
