@@ -78,6 +78,7 @@ class Fetcher:
         self._claimer = Claimer(claiming_link, self._intake, self._marks, tally=tally, poll_interval=poll_interval)
         self._route_ahead_at = 0.0
         self._route_not_before = 0.0
+        self._is_route_put_off = False
         self._is_captured_now = False
         self._recheck_at = 0.0
         self._governed_after = NO_CONFIG
@@ -147,7 +148,8 @@ class Fetcher:
             if not self.has_governed:
                 self._governed_is_owed = self._is_short_of_tokens = False
         self._intake.measure()
-        more = now >= self._route_not_before and await self._route(conn, now)
+        self._is_route_put_off = now < self._route_not_before
+        more = not self._is_route_put_off and await self._route(conn, now)
         if self.has_governed:
             more |= await self._claim_governed(conn)
         if self._claimer.is_possible:
@@ -233,8 +235,8 @@ class Fetcher:
             self._doorbell_is_up = True
             again = await queue.raise_doorbell(conn)
         if self._looked_with_nothing_in_hand:
-            again = again or bool(self._marks) or self._claimer.is_owed or self._governed_is_owed
-            again = again or time.monotonic() < self._route_not_before  # then this turn had no route
+            again = again or bool(self._marks) or self._is_route_put_off
+            again = again or self._claimer.is_owed or self._governed_is_owed
             self._marks.forget()
             self._route_not_before = 0.0
             self._claimer.not_before = self._governed_not_before = 0.0
@@ -253,6 +255,8 @@ class Fetcher:
         looks = [self._claimer.not_before] if self._claimer.is_owed else []
         if self._governed_is_owed:
             looks.append(self._governed_not_before)
+        if self._is_route_put_off:
+            looks.append(self._route_not_before)
         if self._intake.is_full or not looks:
             return self._poll_interval
         return min(self._poll_interval, max(0.0, min(looks) - time.monotonic()))

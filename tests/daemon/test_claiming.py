@@ -31,9 +31,9 @@ def contacts(conn: psycopg.Connection) -> psycopg.Connection:
 
 
 @asynccontextmanager
-async def dispatching(db: str) -> AsyncIterator[Dispatcher]:
+async def dispatching(db: str, poll_interval: float = 1.0) -> AsyncIterator[Dispatcher]:
     """Give a dispatcher that does not run. What is tested is a moment in the middle of its work."""
-    settings = Settings(dsn=db)
+    settings = Settings(dsn=db, poll_interval=poll_interval)
     async with Sender.of(settings, connections=1) as sender:
         dispatcher = Dispatcher(settings, sender, Targets(SecretBox(())), Outage())
         yield dispatcher
@@ -81,7 +81,7 @@ async def test_no_route_is_made_while_nothing_rings_but_one_before_the_sleep(
 ) -> None:
     """What was captured before the bell was up rings nobody, and may commit after the last route."""
     monkeypatch.setattr(fetcher_module, "QUIET_SECONDS", 3600.0)
-    async with dispatching(db) as dispatcher:
+    async with dispatching(db, poll_interval=7200.0) as dispatcher:
         fetcher, tally = dispatcher._fetcher, dispatcher._tally  # noqa: SLF001
         conn = await fetcher._link.connection()  # noqa: SLF001
         await fetcher._look_once_more(conn)  # noqa: SLF001 - raises the bell
@@ -90,6 +90,7 @@ async def test_no_route_is_made_while_nothing_rings_but_one_before_the_sleep(
         fetcher._claimer.not_before = 0.0  # noqa: SLF001 - so that no claim is owed, for which it would look again
         await fetcher._turn(conn)  # noqa: SLF001
         assert tally.routed == 0
+        assert 0 < fetcher._until_next_look() <= 3600  # noqa: SLF001 - also with something in hand
         await fetcher._look_once_more(conn)  # noqa: SLF001
         assert tally.routed == 1
         await fetcher._turn(conn)  # noqa: SLF001
