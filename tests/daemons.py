@@ -17,7 +17,12 @@ from uuid import UUID
 
 import psycopg
 
+from outbox.daemon.dispatcher import Dispatcher
+from outbox.daemon.outage import Outage
 from outbox.daemon.run import run_daemon
+from outbox.daemon.targets import Targets
+from outbox.http.sender import Sender
+from outbox.secrets import SecretBox
 from outbox.settings import Settings
 
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
@@ -41,6 +46,20 @@ async def until_empty(dsn: str, **settings: Any) -> int:  # noqa: ANN401 - any s
     """Work off what is due; return how many died."""
     chosen = {"poll_interval": 0.1, "allow_networks": LOOPBACK, "request_timeout": 5.0, **settings}
     return await run_daemon(Settings(dsn=dsn, **chosen), stop=asyncio.Event(), until_empty=True)
+
+
+@contextlib.asynccontextmanager
+async def dispatching(db: str, **chosen: Any) -> AsyncIterator[Dispatcher]:  # noqa: ANN401 - any setting's value
+    """Give a dispatcher that does not run. What is tested is a moment in the middle of its work."""
+    settings = Settings(dsn=db, **chosen)
+    async with Sender.of(settings, connections=1) as sender:
+        dispatcher = Dispatcher(settings, sender, Targets(SecretBox(())), Outage())
+        try:
+            yield dispatcher
+        finally:
+            await dispatcher._senders.finish(0.0)  # noqa: SLF001
+            for link in dispatcher._links:  # noqa: SLF001
+                await link.drop()
 
 
 async def eventually(holds: Callable[[], bool], *, within: float = 30.0) -> None:

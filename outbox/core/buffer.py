@@ -13,8 +13,8 @@ from uuid import UUID
 
 from outbox.core.model import Delivery
 
-AHEAD = 1000
-"""How many deliveries may wait in hand, all configs together. At 10,000 a second they last 100 ms."""
+AHEAD = 3000
+"""How many deliveries may wait in hand, all configs together. At 10,000 a second they last 300 ms."""
 
 LOOK_AHEAD = 0.15
 """Seconds: a config may have that much of its own pace waiting, so that a claim brings many and none waits long."""

@@ -31,6 +31,8 @@ class Claimer:
         """Whether the last claim was put off, or did not come to the last config."""
         self.is_overtaken = False
         """Whether a route left something due since the last claim began, which does not see it."""
+        self.is_flooded = False
+        """Whether more is captured for those that are in hand than they can take: what they want, the routes bring."""
 
     @property
     def is_owed(self) -> bool:
@@ -40,7 +42,8 @@ class Claimer:
     @property
     def is_possible(self) -> bool:
         """Whether there is a slot, and no pause, unless much is wanted."""
-        return not self._intake.is_full and (time.monotonic() >= self.not_before or self._intake.is_hungry)
+        is_urgent = self._intake.is_hungry and not self.is_flooded
+        return not self._intake.is_full and (is_urgent or time.monotonic() >= self.not_before)
 
     async def connect(self) -> None:
         """Open the connection, if need be: before there is a claim that routes run beside."""
@@ -69,7 +72,8 @@ class Claimer:
         done meanwhile.
         """
         conn = await self._link.connection()
-        now, (rooms, room), slots = time.monotonic(), self._intake.rooms(), self._intake.reserve()
+        now, (rooms, room) = time.monotonic(), self._intake.rooms()
+        slots = self._intake.reserve(self._intake.slots // (4 if self.is_flooded else 1))
         if slots == 0:  # a route has taken them meanwhile
             return False
         latest = self._marks.latest
@@ -91,6 +95,6 @@ class Claimer:
             latest=latest,
         )  # fmt: skip
         self._cursor = NO_CONFIG if to_the_last else max(config_ids)
-        all_taken = to_the_last and from_the_first and not self.is_overtaken
+        all_taken = to_the_last and from_the_first and not self.is_overtaken and not self.is_flooded
         self._intake.note(found, rooms=rooms, room=room, all_taken=all_taken)
         return to_the_last

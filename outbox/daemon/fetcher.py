@@ -14,19 +14,11 @@ from outbox.daemon.circuits import Circuits
 from outbox.daemon.claimer import CLAIM_SHARE, NO_CONFIG, Claimer
 from outbox.daemon.intake import Intake
 from outbox.daemon.outage import Outage, Patience
+from outbox.daemon.router import Router
 from outbox.daemon.settler import Settler
 from outbox.daemon.targets import Targets
 from outbox.postgres import governed, queue
 from outbox.postgres.pool import TRANSIENT, Link
-
-ROUTE_ROWS = 500
-"""Outbox rows that a turn takes which routes ahead: the table stays tiny even when there is no slot left to send."""
-
-ROUTE_AHEAD_SECONDS = 0.1
-"""How often a turn routes ahead at least, so that what is captured behind a large batch of another config is seen."""
-
-MANY_SLOTS = 100
-"""With so many free slots a turn routes no more than it could lease: what is leased at once needs no claim."""
 
 GOVERNED_SHARE = 4
 """Governed configs may be given one in so many of the free slots by each claim."""
@@ -37,10 +29,7 @@ RECHECK_SECONDS = 1.0
 LATE_PAUSE = 0.1
 """Seconds from one look to the next at a settle that is late."""
 
-QUIET_SECONDS = 0.1
-"""How long no route looks where the last one found nothing and the doorbell, which was up by then, does not ring."""
-
-ROUTE_BESIDE_SECONDS = 0.004
+LOOK_MEANWHILE_SECONDS = 0.004
 """How often what is being captured is routed while a claim is under way."""
 
 
@@ -64,28 +53,24 @@ class Fetcher:
         request_timeout: float,
     ) -> None:
         self._link = link
+        self._claiming_link = claiming_link
         self._targets = targets
         self._buffer = buffer
         self._settler = settler
         self._outage = outage
         self._circuits = circuits
-        self._tally = tally
         self._wake = wake
         self._start_senders = start_senders
         self._poll_interval = poll_interval
         self._intake = Intake(targets, buffer, settler, start_senders=start_senders, request_timeout=request_timeout)
         self._marks = Marks()
         self._claimer = Claimer(claiming_link, self._intake, self._marks, tally=tally, poll_interval=poll_interval)
-        self._route_ahead_at = 0.0
-        self._route_not_before = 0.0
-        self._is_route_put_off = False
-        self._is_captured_now = False
+        self._router = Router(self._intake, self._marks, self._claimer, tally=tally)
         self._recheck_at = 0.0
         self._governed_after = NO_CONFIG
         self._governed_not_before = 0.0
         self._governed_is_owed = False
         self._is_short_of_tokens = False
-        self._doorbell_is_up = False
         self._looked_with_nothing_in_hand = False
         self._stopping = False
         self.has_governed = False
@@ -95,7 +80,7 @@ class Fetcher:
 
     def ring(self) -> None:
         """Look for work now: the doorbell rang, and has to be raised again."""
-        self._let_down_doorbell()
+        self._router.let_down_doorbell()
         self._wake.set()
 
     def stop(self) -> None:
@@ -120,7 +105,7 @@ class Fetcher:
                 found = await self._turn(conn) or await self._look_once_more(conn)
             except TRANSIENT as error:
                 self._outage.began(error)
-                self._let_down_doorbell()
+                self._router.let_down_doorbell()
                 await self._link.drop()
                 await self._claimer.drop()
                 await patience.wait()
@@ -148,64 +133,41 @@ class Fetcher:
             if not self.has_governed:
                 self._governed_is_owed = self._is_short_of_tokens = False
         self._intake.measure()
-        self._is_route_put_off = now < self._route_not_before
-        more = not self._is_route_put_off and await self._route(conn, now)
+        more = await self._router.look(conn)
         if self.has_governed:
             more |= await self._claim_governed(conn)
-        if self._claimer.is_possible:
-            more |= await self._route_while_claiming(conn)
-        else:
+        if not self._claimer.is_possible:
             self._claimer.is_behind = True
+        if self._claimer.is_possible or self._router.may_overtake:
+            more |= await self._look_meanwhile(conn)
         self._start_senders()
         return more
 
-    async def _route_while_claiming(self, conn: psycopg.AsyncConnection) -> bool:
-        """Have what is due claimed. What is captured meanwhile does not wait for it. Returns whether there is more."""
-        if not self._is_captured_now:
+    async def _look_meanwhile(self, conn: psycopg.AsyncConnection) -> bool:
+        """Claim and overtake. What is captured meanwhile does not wait for it. Returns whether there is more."""
+        if not (self._router.is_captured_now or self._router.is_flooded):
             await self._claimer.claim()
             return False
         more = False
-        claiming = asyncio.create_task(self._claimer.claim())
+        others = asyncio.create_task(self._claim_and_overtake())
         try:
-            while not (await asyncio.wait({claiming}, timeout=ROUTE_BESIDE_SECONDS))[0]:
+            while not (await asyncio.wait({others}, timeout=LOOK_MEANWHILE_SECONDS))[0]:
                 if not (self._stopping or self._settler.is_late):
-                    more |= await self._route(conn, time.monotonic())
+                    more |= await self._router.look(conn)
         except asyncio.CancelledError:
-            claiming.cancel()
+            others.cancel()
             raise
         finally:
             # Also when a route failed: what is being claimed is ours, and must not be left to its lease.
-            await asyncio.gather(claiming, return_exceptions=True)
-        claiming.result()
+            await asyncio.gather(others, return_exceptions=True)
+        others.result()
         return more
 
-    async def _route(self, conn: psycopg.AsyncConnection, now: float) -> bool:
-        """Route what was captured; returns whether there is more."""
-        bell_was_up = self._doorbell_is_up
-        rooms, room, slots = *self._intake.rooms(), self._intake.slots
-        if self._claimer.is_owed:
-            slots //= 2  # what is new must not take every slot from what is due
-        limit = min(slots, max(MANY_SLOTS, sum(rooms.values()) + room))
-        if slots < MANY_SLOTS or now >= self._route_ahead_at:
-            limit += ROUTE_ROWS
-            self._route_ahead_at = now + ROUTE_AHEAD_SECONDS
-        routed = await queue.route(
-            conn, low=self._marks.low(now), rows=limit, slots=slots, room=room, rooms=rooms, lease=self._intake.lease
-        )
-        self._is_captured_now = 0 < routed.rows < limit
-        if routed.rows == 0 and bell_was_up and self._doorbell_is_up:
-            self._route_not_before = now + QUIET_SECONDS
-        if routed.created > len(routed.deliveries):
-            self._claimer.is_overtaken = True
-        self._marks.routed(now, at=routed.now, top=routed.top)
-        self._tally.routed += routed.rows
-        self._tally.created += routed.created
-        self._tally.leased_at_once += len(routed.deliveries)
-        await self._intake.admit(conn, routed, now)
-        self._intake.note(routed, rooms=rooms, room=room)
-        if not routed.deliveries:
-            self._route_ahead_at = 0.0  # nobody wants it now, or may have more: perhaps of what is behind it
-        return routed.rows == limit
+    async def _claim_and_overtake(self) -> None:
+        if self._claimer.is_possible:
+            await self._claimer.claim()
+        if self._router.may_overtake:
+            await self._router.overtake(await self._claiming_link.connection())
 
     async def _claim_governed(self, conn: psycopg.AsyncConnection) -> bool:
         """Claim what is due of governed configs; returns whether there may be more."""
@@ -229,22 +191,20 @@ class Fetcher:
 
     async def _look_once_more(self, conn: psycopg.AsyncConnection) -> bool:
         """Before sleeping: raise the doorbell, and look at what came before it was up, or committed out of order."""
+        if self._router.is_flooded and self._in_hand:
+            return False  # there is more than enough
         again, self._looked_with_nothing_in_hand = False, not self._in_hand
-        if not self._doorbell_is_up and not self._link.is_pooled:  # behind a pooler nobody hears it, and it costs
+        if not self._router.doorbell_is_up and not self._link.is_pooled:  # nobody hears it there, and it costs
             # First, because it may ring before the answer is here; after the answer that ring would be forgotten.
-            self._doorbell_is_up = True
+            self._router.doorbell_is_up = True
             again = await queue.raise_doorbell(conn)
         if self._looked_with_nothing_in_hand:
-            again = again or bool(self._marks) or self._is_route_put_off
+            again = again or bool(self._marks) or self._router.is_put_off
             again = again or self._claimer.is_owed or self._governed_is_owed
             self._marks.forget()
-            self._route_not_before = 0.0
+            self._router.look_at_once()
             self._claimer.not_before = self._governed_not_before = 0.0
         return await self._turn(conn) if again else False
-
-    def _let_down_doorbell(self) -> None:
-        self._doorbell_is_up = False
-        self._route_not_before = 0.0
 
     @property
     def _in_hand(self) -> int:
@@ -255,8 +215,8 @@ class Fetcher:
         looks = [self._claimer.not_before] if self._claimer.is_owed else []
         if self._governed_is_owed:
             looks.append(self._governed_not_before)
-        if self._is_route_put_off:
-            looks.append(self._route_not_before)
+        if self._router.next_look is not None:
+            looks.append(self._router.next_look)
         if self._intake.is_full or not looks:
             return self._poll_interval
         return min(self._poll_interval, max(0.0, min(looks) - time.monotonic()))
@@ -267,4 +227,4 @@ class Fetcher:
                 await self._wake.wait()
         except TimeoutError:
             if seconds >= self._poll_interval:
-                self._let_down_doorbell()  # perhaps it rang and nobody told us
+                self._router.let_down_doorbell()  # perhaps it rang and nobody told us

@@ -69,10 +69,10 @@ class Intake:
         """Whether a claim is worth while at once: see Buffer.is_hungry."""
         return self._buffer.is_hungry
 
-    def reserve(self) -> int:
-        """Return how many slots a claim may use while routes run beside it; they are kept until `admit`, or `free`."""
+    def reserve(self, most: int) -> int:
+        """Return how many slots may be used beside the routes; they are kept until `admit`, or `free`."""
         slots = self.slots
-        slots -= min(LEFT_FOR_ROUTES, slots // 4)
+        slots = min(most, slots - min(LEFT_FOR_ROUTES, slots // 4))
         self._reserved += slots
         return slots
 
@@ -89,13 +89,13 @@ class Intake:
     def rooms(self) -> tuple[dict[UUID, int], int]:
         """Return how many may be claimed of each config in hand, and of another.
 
-        Where the bytes are what is short, one config takes a part of them only: it could hang, and keep them. The same
-        goes for what a claim under way has left: it may bring more of that config.
+        Where the bytes are what is short, one config takes a part of them only: it could hang, and keep them. Of what a
+        claim under way has left it takes half: the claim may bring more of that config.
         """
         rooms, room, slots = self._buffer.rooms(), self._buffer.room, self.slots
         if slots == self._buffer.slots:
             return rooms, room
-        share = max(1, slots // 4)
+        share = max(1, slots // (2 if slots == self._buffer.slots - self._reserved else 4))
         return {config_id: min(own, share) for config_id, own in rooms.items()}, min(room, share)
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 Only the database's now() decides when something is due. No statement here holds a transaction open over a POST.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import LiteralString
@@ -27,12 +27,62 @@ ID_BEGINS: LiteralString = "lpad(to_hex({seq} >> 12), 12, '0') || '8' || lpad(to
 # value for the statement: asked for row by row, it is three system calls each where PostgreSQL has no OpenSSL. The
 # first `slots` deliveries, at most `room` per config, are leased at once and come back ready to send: the happy path
 # is insert, delete, log, and no update.
-_ROUTE = """
-with taken as materialized (
+_TAKE_THE_FIRST: LiteralString = """
+taken as materialized (
     select o.seq from outbox.outbox as o
     where o.seq > %(low)s order by o.seq limit %(rows)s
     for no key update skip locked
-), removed as (
+)
+"""
+
+# Overtake: takes no more of a flood, but what stands behind it and is wanted by a config that has room. It reads on
+# from where it came to (`low`), so that each row of a flood is read once, and not each is matched with the configs but
+# each kind of row among `scan`. What a config with strict order wants keeps its place, and so does what a config of the
+# flood wants from its own location: of the changes of one record it should not see the last one first.
+_TAKE_FROM_BEHIND: LiteralString = """
+seen as materialized (
+    select o.seq, o.type::text as type, o.resource, o.location_id, o.product_transaction_id
+    from outbox.outbox as o where o.seq > %(low)s order by o.seq limit %(scan)s
+), wanted as materialized (
+    select k.* from (select distinct s.type, s.resource, s.location_id, s.product_transaction_id from seen as s) as k
+    where (
+        select bool_or(c.sends and not c.floods)
+            and bool_and(c.strict_order = 'off' and (c.location_id is null or not c.floods))
+        from (select m.*, m.id = any(%(flood)s::uuid[]) as floods from ({matching}) as m) as c
+    )
+), chosen as materialized (
+    select s.seq from seen as s
+    where (s.type, s.resource, coalesce(s.location_id, ''), coalesce(s.product_transaction_id, '')) in (
+        select w.type, w.resource, coalesce(w.location_id, ''), coalesce(w.product_transaction_id, '') from wanted as w
+    )
+    order by s.seq limit %(rows)s
+), taken as materialized (
+    select o.seq from chosen as c
+    cross join lateral (select o.seq from outbox.outbox as o where o.seq = c.seq for no key update skip locked) as o
+)
+"""
+_COME_TO: LiteralString = """
+select case when (select count(*) from chosen) < %(rows)s then (select max(seq) from seen) else max(c.seq) end
+from chosen as c
+"""
+
+# Two looks into the index: the tempting `location_id is null or …` may compare each event with each config.
+_MATCHING: LiteralString = """
+        select c.id, c.location_id, c.revision, c.paused_at is null and not c.governed as sends, c.strict_order
+        from (
+            select c.* from outbox.postback_configs as c
+            where c.resource = {row}.resource and c.location_id = {row}.location_id
+                and c.is_active and c.deleted_at is null
+            union all
+            select c.* from outbox.postback_configs as c
+            where c.resource = {row}.resource and c.location_id is null and c.is_active and c.deleted_at is null
+        ) as c
+        where (c.product_transaction_id is null or c.product_transaction_id = {row}.product_transaction_id)
+            and case {row}.type when 'CREATE' then c.on_create when 'UPDATE' then c.on_update else c.on_delete end
+"""
+
+_ROUTED: LiteralString = """
+with {taken}, removed as (
     delete from outbox.outbox as o using taken as t where o.seq = t.seq
     returning o.seq, o.created_at, o.type::text as type, o.resource, o.resource_id, o.location_id,
         o.product_transaction_id, o.data, o.expansions, o.traceparent
@@ -55,18 +105,7 @@ with taken as materialized (
     from named as n
     cross join lateral (
         -- What a governed config is owed waits for claim_governed, which knows its rules.
-        -- Two looks into the index: the tempting `location_id is null or …` may compare each event with each config.
-        select c.id, c.revision, c.paused_at is null and not c.governed as sends, c.strict_order
-        from (
-            select c.* from outbox.postback_configs as c
-            where c.resource = n.resource and c.location_id = n.location_id and c.is_active and c.deleted_at is null
-            union all
-            select c.* from outbox.postback_configs as c
-            where c.resource = n.resource and c.location_id is null and c.is_active and c.deleted_at is null
-        ) as c
-        where (c.product_transaction_id is null or c.product_transaction_id = n.product_transaction_id)
-            and case n.type when 'CREATE' then c.on_create when 'UPDATE' then c.on_update else c.on_delete end
-    ) as c
+{matching}    ) as c
 ), ranked as materialized (
     -- The first of each config come before the second of any: one that is owed much leaves slots to the others.
     select m.*, fits and row_number() over (order by fits desc, m.place, m.seq) <= %(slots)s as leased
@@ -84,13 +123,24 @@ with taken as materialized (
     from ranked as r
     order by r.id, r.config_id
 )
-select now(), (select count(*) from named)::integer as routed, (select max(seq) from named) as seq,
+select now(), (select count(*) from named)::integer as routed, ({come_to}) as seq,
     (select count(*) from ranked)::integer as created,
     r.id, r.config_id, 1 as attempts, 0 as attempts_uncounted, r.created_at, r.revision, r.type, r.resource,
     r.data::text, r.expansions::text, r.traceparent
 from (select 1) as one
 left join ranked as r on r.leased
-""".replace("{id_begins}", ID_BEGINS.replace("{seq}", "r.seq"))
+"""
+
+
+def _routed(taken: LiteralString, come_to: LiteralString) -> bytes:
+    """Return the statement that routes what `taken` chooses; `come_to`: up to where it looked."""
+    whole = _ROUTED.replace("{taken}", taken.replace("{matching}", _MATCHING.replace("{row}", "k")))
+    whole = whole.replace("{matching}", _MATCHING.replace("{row}", "n")).replace("{come_to}", come_to)
+    return whole.replace("{id_begins}", ID_BEGINS.replace("{seq}", "r.seq")).encode()
+
+
+_ROUTE = _routed(_TAKE_THE_FIRST, "select max(seq) from named")
+_OVERTAKE = _routed(_TAKE_FROM_BEHIND, _COME_TO)
 
 # Claim: due deliveries, fair over configs.
 #
@@ -180,11 +230,10 @@ with outcome as materialized (
     -- join: 200 outcomes took a second with 20,000 owed. So each row is looked for by its key; and as a row that we
     -- have locked stays where it is, it is written by its place. `and d.state = 'pending'`, which `leased` implies,
     -- would offer the index of what is due.
-    select o.place, d.row, d.event_id, d.config_id, d.order_key, o.outcome, o.reason,
-        o.at + make_interval(secs => o.after + o.duration_ms / 1000.0) as due_at
+    select o.*, d.row, d.order_key, o.at + make_interval(secs => o.after + o.duration_ms / 1000.0) as due_at
     from (select * from outcome order by event_id, config_id) as o
     cross join lateral (
-        select d.ctid as row, d.event_id, d.config_id, d.order_key from outbox.deliveries as d
+        select d.ctid as row, d.order_key from outbox.deliveries as d
         where d.event_id = o.event_id and d.config_id = o.config_id and d.attempts = o.number and d.leased
         for no key update of d
     ) as d
@@ -223,8 +272,16 @@ with outcome as materialized (
 ), logged as (
     insert into outbox.attempts
         (event_id, config_id, number, at, event_created_at, duration_ms, outcome, status, error, answer)
+    select h.event_id, h.config_id, h.number, h.at, h.created_at, h.duration_ms, h.outcome, h.status, h.reason, h.answer
+    from held as h
+), logged_without as (
+    -- Only what is not held any more may stand there already, from the settle that this one repeats. For all of them,
+    -- `on conflict` would cost a second look into the index.
+    insert into outbox.attempts
+        (event_id, config_id, number, at, event_created_at, duration_ms, outcome, status, error, answer)
     select o.event_id, o.config_id, o.number, o.at, o.created_at, o.duration_ms, o.outcome, o.status, o.reason, o.answer
     from outcome as o
+    where o.place not in (select h.place from held as h)
     on conflict do nothing
 )
 select h.place from held as h
@@ -272,7 +329,7 @@ class Routed(Claimed):
     rows: int
     """Outbox rows that became events."""
     top: int | None
-    """The highest seq among them."""
+    """The highest seq that it came to; None where there was nothing to look at."""
     created: int
     """Deliveries that they are owed, those that were not leased to us included."""
 
@@ -284,15 +341,35 @@ async def route(
 
     Leases to us at most `slots` of them, at most `rooms[config]` or else `room` of one config, for `lease` seconds.
     """
-    cursor = await conn.execute(
-        _ROUTE.encode(),
-        {
-            "low": low, "rows": rows, "slots": slots, "room": room, "lease": lease,
-            "busy": list(rooms), "rooms": list(rooms.values()),
-        },
-        binary=True,
-    )  # fmt: skip
-    found = await cursor.fetchall()
+    limits = {"low": low, "rows": rows, "slots": slots, "room": room, "lease": lease}
+    return await _route(conn, _ROUTE, rooms, limits)
+
+
+async def overtake(
+    conn: AsyncConnection,
+    *,
+    low: int,
+    scan: int,
+    flood: Collection[UUID],
+    rows: int,
+    slots: int,
+    room: int,
+    rooms: Mapping[UUID, int],
+    lease: float,
+) -> Routed:
+    """Route as `route` does what another config than those of the `flood` wants; looks at `scan` rows above `low`.
+
+    The result's `top` is where the next look goes on.
+    """
+    limits = {"low": low, "scan": scan, "rows": rows, "slots": slots, "room": room, "lease": lease}
+    return await _route(conn, _OVERTAKE, rooms, limits | {"flood": list(flood)})
+
+
+async def _route(
+    conn: AsyncConnection, statement: bytes, rooms: Mapping[UUID, int], others: Mapping[str, object]
+) -> Routed:
+    parameters = {**others, "busy": list(rooms), "rooms": list(rooms.values())}
+    found = await (await conn.execute(statement, parameters, binary=True)).fetchall()
     now, routed, top, created = found[0][:4]
     return Routed([Delivery._make(row[4:]) for row in found if row[4] is not None], now, routed, top, created)
 

@@ -2,8 +2,6 @@
 
 import asyncio
 import datetime as dt
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from uuid import UUID
 
 import psycopg
@@ -11,14 +9,8 @@ import pytest
 
 from outbox.core.buffer import Held
 from outbox.core.model import Delivery
-from outbox.daemon import fetcher as fetcher_module
-from outbox.daemon.dispatcher import Dispatcher
-from outbox.daemon.outage import Outage
-from outbox.daemon.targets import Targets
-from outbox.http.sender import Sender
-from outbox.secrets import SecretBox
-from outbox.settings import Settings
-from tests.daemons import add_config, add_contacts, attach_contacts, owed
+from outbox.daemon import router as router_module
+from tests.daemons import add_config, add_contacts, attach_contacts, dispatching, owed
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
@@ -28,18 +20,6 @@ def contacts(conn: psycopg.Connection) -> psycopg.Connection:
     """A connection to a database whose contacts are attached."""
     attach_contacts(conn)
     return conn
-
-
-@asynccontextmanager
-async def dispatching(db: str, poll_interval: float = 1.0) -> AsyncIterator[Dispatcher]:
-    """Give a dispatcher that does not run. What is tested is a moment in the middle of its work."""
-    settings = Settings(dsn=db, poll_interval=poll_interval)
-    async with Sender.of(settings, connections=1) as sender:
-        dispatcher = Dispatcher(settings, sender, Targets(SecretBox(())), Outage())
-        yield dispatcher
-        await dispatcher._senders.finish(0.0)  # noqa: SLF001
-        for link in dispatcher._links:  # noqa: SLF001
-            await link.drop()
 
 
 async def test_a_claim_that_finds_all_slots_taken_is_owed(contacts: psycopg.Connection, db: str) -> None:
@@ -69,7 +49,7 @@ async def test_what_a_route_leaves_behind_a_claim_is_looked_at_again(contacts: p
         await asyncio.sleep(0)  # it waits for the answer now
         add_config(contacts, "http://127.0.0.1:9/", strict_order="hold")  # what is owed to it is not leased at once
         add_contacts(contacts, 1, 1)
-        await fetcher._route(await fetcher._link.connection(), 0.0)  # noqa: SLF001
+        await fetcher._router.look(await fetcher._link.connection())  # noqa: SLF001
         await claiming
         assert claimer.is_owed
         await claimer.claim()
@@ -80,7 +60,7 @@ async def test_no_route_is_made_while_nothing_rings_but_one_before_the_sleep(
     contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was captured before the bell was up rings nobody, and may commit after the last route."""
-    monkeypatch.setattr(fetcher_module, "QUIET_SECONDS", 3600.0)
+    monkeypatch.setattr(router_module, "QUIET_SECONDS", 3600.0)
     async with dispatching(db, poll_interval=7200.0) as dispatcher:
         fetcher, tally = dispatcher._fetcher, dispatcher._tally  # noqa: SLF001
         conn = await fetcher._link.connection()  # noqa: SLF001

@@ -1,6 +1,7 @@
 """Route, claim, settle and release keep every promise of the queue, each in one statement."""
 
 import datetime as dt
+import json
 import re
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -75,6 +76,93 @@ async def test_route_makes_one_event_and_a_delivery_for_each_config_that_wants_i
     assert contacts.execute("select count(*) from outbox.events").fetchone() == (2,)
     assert contacts.execute("select count(*) from outbox.outbox").fetchone() == (0,)
     assert owed(contacts) == [("pending", 1)] * 4
+
+
+async def overtake(
+    conn: psycopg.AsyncConnection, flood: list[UUID], *, low: int = 0, scan: int = 1000, rows: int = 100
+) -> queue.Routed:
+    return await queue.overtake(
+        conn, low=low, scan=scan, flood=flood, rows=rows, slots=100, room=10, rooms={}, lease=60
+    )  # fmt: skip
+
+
+def records(found: queue.Claimed) -> list[tuple[UUID, str]]:
+    return [(each.config_id, str(json.loads(each.data or "{}")["id"])) for each in found.deliveries]
+
+
+def left(conn: psycopg.Connection) -> list[str]:
+    return [record for (record,) in conn.execute("select resource_id from outbox.outbox order by seq").fetchall()]
+
+
+async def test_what_others_want_overtakes_a_flood(contacts: psycopg.Connection, aconn: psycopg.AsyncConnection) -> None:
+    """Also what a config of the flood wants that is for all locations; nothing that only it wants, or nobody."""
+    flood, other = add_config(contacts), add_config(contacts, location_id="M")
+    everywhere = add_config(contacts, location_id=None, on_delete=False)
+    contacts.execute("insert into contacts select i, 'L', 'x' from generate_series(1, 5) i")
+    contacts.execute("insert into contacts values (6, 'M', 'x'), (7, 'nowhere', 'x'), (8, null, 'x')")
+    contacts.execute("delete from contacts where id = 6")
+    found = await overtake(aconn, [flood, everywhere])
+    assert sorted(records(found)) == sorted([(other, "6"), (everywhere, "6"), (other, "6")])
+    assert left(contacts) == ["1", "2", "3", "4", "5", "7", "8"]
+    assert (found.rows, found.created) == (2, 3)
+    again = await overtake(aconn, [flood, everywhere])
+    assert (again.rows, again.deliveries) == (0, [])
+
+
+async def test_a_config_of_a_flood_gets_nothing_of_its_own_location_before_its_time(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """Another config of that location would else have the last change of a record sent before the first."""
+    flood = add_config(contacts)
+    add_config(contacts, on_create=False)
+    contacts.execute("insert into contacts values (1, 'L', 'x')")
+    contacts.execute("delete from contacts")
+    assert (await overtake(aconn, [flood])).rows == 0
+    assert left(contacts) == ["1", "1"]
+
+
+async def test_what_cannot_be_sent_at_once_overtakes_nothing(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """It would only be read twice: paused, governed, switched off or deleted, or part of the flood itself."""
+    flood = [add_config(contacts), add_config(contacts, location_id=None)]
+    add_config(contacts, rate_limit=1)
+    paused, deleted = add_config(contacts), add_config(contacts)
+    contacts.execute("update outbox.postback_configs set paused_at = now() where id = %s", [paused])
+    contacts.execute("update outbox.postback_configs set deleted_at = now() where id = %s", [deleted])
+    add_config(contacts, is_active=False)
+    contacts.execute("insert into contacts values (1, 'L', 'x'), (2, 'M', 'x')")
+    assert (await overtake(aconn, flood)).rows == 0
+    assert left(contacts) == ["1", "2"]
+
+
+async def test_nothing_that_a_config_with_strict_order_wants_is_overtaken(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """A change of the same record may stand before it in the flood, when the record has moved since."""
+    flood, _ = add_config(contacts), add_config(contacts, location_id="M")
+    strict = add_config(contacts, location_id=None, strict_order="hold")
+    contacts.execute("insert into contacts values (1, 'L', 'x'), (2, 'M', 'x')")
+    assert (await overtake(aconn, [flood])).rows == 0
+    contacts.execute("update outbox.postback_configs set deleted_at = now() where id = %s", [strict])
+    assert (await overtake(aconn, [flood])).rows == 1
+
+
+async def test_a_look_behind_a_flood_goes_on_where_the_last_one_came_to(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """As far as it looked; or, where it found as many as it may take, as far as it took."""
+    flood, other = add_config(contacts), add_config(contacts, location_id="M")
+    contacts.execute("insert into contacts select i, (array['L', 'M'])[1 + (i + 1) % 2] from generate_series(1, 9) i")
+    first = await overtake(aconn, [flood], scan=6, rows=2)
+    assert records(first) == [(other, "2"), (other, "4")]
+    second = await overtake(aconn, [flood], scan=2, rows=2, low=first.top or 0)
+    assert records(second) == [(other, "6")]
+    third = await overtake(aconn, [flood], scan=6, rows=2, low=second.top or 0)
+    assert records(third) == [(other, "8")]
+    fourth = await overtake(aconn, [flood], low=third.top or 0)
+    assert (fourth.rows, fourth.top) == (0, None)
+    assert left(contacts) == ["1", "3", "5", "7", "9"]
 
 
 async def test_ids_sort_in_the_order_of_capture(contacts: psycopg.Connection, aconn: psycopg.AsyncConnection) -> None:

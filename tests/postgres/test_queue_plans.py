@@ -202,3 +202,31 @@ async def test_a_route_reads_the_configs_that_match_and_nothing_that_is_owed(
     assert read.rows["outbox"] <= A_FEW * SLOTS, read.plan
     assert read.rows["postback_configs"] <= A_FEW * SLOTS, read.plan
     assert read.rows["deliveries"] <= A_FEW, read.plan
+
+
+async def test_a_look_behind_a_flood_reads_each_of_its_rows_once_and_the_configs_of_its_kinds(
+    daemons: Daemons, owing: psycopg.Connection
+) -> None:
+    """Of 20,000 rows for one location it reads as many as it was asked to look at, and takes those of another."""
+    owing.execute("insert into outbox.outbox (type, resource, resource_id, location_id, data) "
+                  "select 'CREATE', 'contact', n::text, 'L0', '{}' from generate_series(1, 20000) n")  # fmt: skip
+    owing.execute(_CAPTURED.encode(), [3, 3])
+    owing.execute("analyze outbox.outbox")
+    row = owing.execute("select id from outbox.postback_configs where location_id = 'L0'").fetchone()
+    assert row is not None
+    await daemons.conn.execute("begin")
+    found = await queue.overtake(
+        daemons.conn, low=0, scan=1000, flood=[row[0]], rows=SLOTS, slots=SLOTS, room=10, rooms={}, lease=60
+    )
+    assert (found.rows, found.deliveries) == (0, [])
+    found = await queue.overtake(
+        daemons.conn, low=found.top or 0, scan=20_000, flood=[row[0]], rows=SLOTS, slots=SLOTS, room=10, rooms={},
+        lease=60,
+    )  # fmt: skip
+    await daemons.conn.execute("rollback")
+    assert found.rows == len(found.deliveries) == 2
+    read = await daemons.read_again()
+    assert "outbox_pkey" in read.indexes, read.plan
+    assert not read.whole, read.plan
+    assert read.rows["outbox"] <= 20_000 + A_FEW * SLOTS, read.plan
+    assert read.rows["postback_configs"] <= A_FEW * SLOTS, read.plan

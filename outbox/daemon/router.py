@@ -1,0 +1,187 @@
+"""Route: turns what was captured into deliveries, no faster than they are sent; what stands behind a flood goes first.
+
+What is leased as it is routed needs no claim, which would be an update of each row. So while there is more than those
+who get it can take, a config's flood stays in the outbox, where the others' rows behind it are looked for.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from uuid import UUID
+
+import psycopg
+
+from outbox.core.marks import Marks
+from outbox.core.tally import Tally
+from outbox.daemon.claimer import Claimer
+from outbox.daemon.intake import Intake
+from outbox.postgres import queue
+from outbox.postgres.queue import Routed
+
+AHEAD_ROWS = 500
+"""Outbox rows that are routed in each AHEAD_SECONDS at least, if there are as many: a subscriber that is slow must not
+keep what he is owed in the outbox, which should be small."""
+
+AHEAD_SECONDS = 0.1
+
+MANY_SLOTS = 100
+"""With so many free slots no more is routed than could be leased, but for that."""
+
+QUIET_SECONDS = 0.1
+"""How long no route looks where the last one found nothing and the doorbell, which was up by then, does not ring."""
+
+OVERTAKE_ROWS = 5000
+"""Outbox rows of a flood that are passed at a time, to find what stands behind them."""
+
+OVERTAKE_SECONDS = 0.05
+"""Pause from one look behind a flood to the next; three times as long as the look took, if that is more."""
+
+OVERTAKE_AGAIN = 5.0
+"""Seconds after which a flood is passed from its beginning: for what was committed late, and for configs that changed.
+Ten times as long as passing it took, if that is more."""
+
+
+class Router:
+    """Looks at the outbox. It is for one task at a time."""
+
+    def __init__(self, intake: Intake, marks: Marks, claimer: Claimer, *, tally: Tally) -> None:
+        self._intake = intake
+        self._marks = marks
+        self._claimer = claimer
+        self._tally = tally
+        self._ahead_at = 0.0
+        self._routed_lately = 0
+        self._not_before = 0.0
+        self._flood: frozenset[UUID] = frozenset()
+        self._passed = 0
+        self._top = 0
+        self._overtake_at = 0.0
+        self._pass_again_at = 0.0
+        self._pass_seconds = 0.0
+        self.doorbell_is_up = False
+        """Whether the next capture rings."""
+        self.is_captured_now = False
+        """Whether something is being captured, and less than could be taken."""
+        self.is_put_off = False
+        """Whether the last look was left out."""
+
+    @property
+    def is_flooded(self) -> bool:
+        """Whether more is captured than the configs that it is for can take, as far as one can see."""
+        return bool(self._flood)
+
+    @property
+    def next_look(self) -> float | None:
+        """When there may be something to find though nothing rings, on the monotonic clock; None when not."""
+        if self._flood:
+            return min(self._not_before, self._overtake_at)
+        return self._not_before if self.is_put_off else None
+
+    def look_at_once(self) -> None:
+        """Let the next look not be put off."""
+        self._not_before = 0.0
+
+    def let_down_doorbell(self) -> None:
+        """Note that it rang, or might have rung unheard."""
+        self.doorbell_is_up = False
+        self.look_at_once()
+
+    async def look(self, conn: psycopg.AsyncConnection) -> bool:
+        """Route what was captured, unless it is too early to; returns whether to look again at once."""
+        now = time.monotonic()
+        self.is_put_off = now < self._not_before and not (self._flood and self._intake.is_hungry)
+        if self.is_put_off:
+            return False
+        doorbell_was_up = self.doorbell_is_up
+        (rooms, room), slots = self._intake.rooms(), self._slots
+        limit = self._limit(now, slots, sum(rooms.values()), room)
+        routed = await queue.route(
+            conn, low=self._marks.low(now), rows=limit, slots=slots, room=room, rooms=rooms, lease=self._intake.lease
+        )
+        self.is_captured_now = 0 < routed.rows < limit
+        if routed.rows == 0 and doorbell_was_up and self.doorbell_is_up:
+            self._not_before = now + QUIET_SECONDS
+        self._marks.routed(now, at=routed.now, top=routed.top)
+        is_all = routed.rows < limit
+        self._note_flood(routed, rooms, is_all=is_all or slots < MANY_SLOTS)
+        await self._admit(conn, routed, now, rooms=rooms, room=room)
+        if not routed.deliveries and not self._flood:
+            self._ahead_at, self._routed_lately = 0.0, 0  # nobody wants it: perhaps what is behind it
+        return not is_all and not self._flood
+
+    def _limit(self, now: float, slots: int, wanted: int, room: int) -> int:
+        """Return how many rows to route; those in hand have room for `wanted`, another config for `room`."""
+        # Of a flood, what is taken for others would have to be claimed.
+        limit = min(slots, max(1, wanted) if self._flood else max(MANY_SLOTS, wanted + room))
+        if slots < MANY_SLOTS:
+            limit += AHEAD_ROWS
+        elif now >= self._ahead_at:
+            ahead = max(0, AHEAD_ROWS - self._routed_lately - limit)
+            limit += ahead
+            self._ahead_at, self._routed_lately = now + AHEAD_SECONDS, -ahead  # those are of the time before
+        return limit
+
+    def _note_flood(self, routed: Routed, rooms: Mapping[UUID, int], *, is_all: bool) -> None:
+        """Find out whose there is more of than they can take; then the next look waits until they have room."""
+        was_flooded, self._flood = self.is_flooded, frozenset()
+        taken = Counter(each.config_id for each in routed.deliveries)
+        # One that had nothing in hand is among the leased as soon as there is anything for it.
+        if not is_all and routed.created and taken.keys() <= rooms.keys():
+            self._flood = frozenset(config_id for config_id, room in rooms.items() if taken[config_id] >= room)
+        self._claimer.is_flooded = self.is_flooded
+        if not self._flood or routed.top is None:
+            return
+        self._not_before = self._ahead_at
+        self._top = routed.top
+        if not was_flooded:
+            self._passed = self._pass_again_at = 0
+
+    @property
+    def may_overtake(self) -> bool:
+        """Whether it is time to look behind a flood."""
+        return self.is_flooded and time.monotonic() >= self._overtake_at and self._intake.slots >= MANY_SLOTS
+
+    async def overtake(self, conn: psycopg.AsyncConnection) -> None:
+        """Route what stands behind the flood and is wanted by others. `look` may be under way on another connection."""
+        now = time.monotonic()
+        if now >= self._pass_again_at:
+            self._passed, self._pass_seconds, self._pass_again_at = self._top, 0.0, now + OVERTAKE_AGAIN
+        (rooms, room), slots = self._intake.rooms(), self._intake.reserve(MANY_SLOTS)
+        try:
+            routed = await queue.overtake(
+                conn, low=max(self._passed, self._top), scan=OVERTAKE_ROWS, flood=self._flood, rows=MANY_SLOTS,
+                slots=slots, room=room, rooms=rooms, lease=self._intake.lease,
+            )  # fmt: skip
+        except BaseException:
+            self._intake.free(slots)
+            raise
+        spent = time.monotonic() - now
+        self._passed = routed.top or self._passed
+        self._pass_seconds += spent
+        self._pass_again_at = max(self._pass_again_at, now + 10 * self._pass_seconds)
+        self._overtake_at = now + spent + max(OVERTAKE_SECONDS, 3 * spent)
+        await self._admit(conn, routed, now, rooms=rooms, room=room, reserved=slots)
+
+    async def _admit(
+        self,
+        conn: psycopg.AsyncConnection,
+        routed: Routed,
+        now: float,
+        *,
+        rooms: Mapping[UUID, int],
+        room: int,
+        reserved: int = 0,
+    ) -> None:
+        self._routed_lately += routed.rows
+        if routed.created > len(routed.deliveries):
+            self._claimer.is_overtaken = True
+        self._tally.routed += routed.rows
+        self._tally.created += routed.created
+        self._tally.leased_at_once += len(routed.deliveries)
+        await self._intake.admit(conn, routed, now, reserved=reserved)
+        self._intake.note(routed, rooms=rooms, room=room)
+
+    @property
+    def _slots(self) -> int:
+        """How many may be leased: what is new must not take every slot from what is due."""
+        return self._intake.slots // 2 if self._claimer.is_owed else self._intake.slots

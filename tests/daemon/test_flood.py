@@ -1,0 +1,124 @@
+"""A flood: more is captured for some than they can take. It stays in the outbox, and others' changes pass it by."""
+
+import asyncio
+from collections import Counter
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from outbox.daemon import router as router_module
+from outbox.settings import Settings
+from tests.daemons import (
+    LOOPBACK,
+    add_config,
+    add_contacts,
+    attach_contacts,
+    dispatching,
+    eventually,
+    owed,
+    running,
+    until_empty,
+)
+from tests.receiver import Hang, Receiver, Status
+
+
+@pytest.fixture
+def contacts(conn: psycopg.Connection) -> psycopg.Connection:
+    """A connection to a database whose contacts are attached."""
+    attach_contacts(conn)
+    return conn
+
+
+def captured(conn: psycopg.Connection) -> int:
+    row = conn.execute("select count(*) from outbox.outbox").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def leased_in(conn: psycopg.Connection, config_id: UUID | None = None) -> int:
+    query = "select count(*) from outbox.deliveries where leased and config_id = coalesce(%s, config_id)"
+    row = conn.execute(query, [config_id]).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def test_a_flood_stays_in_the_outbox_until_its_config_can_take_more(
+    contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is routed sooner has to be claimed later. Some goes ahead, for who is slow must not fill the outbox."""
+    monkeypatch.setattr(router_module, "AHEAD_SECONDS", 3600.0)
+    with Receiver(default=Hang()) as receiver:
+        add_config(contacts, receiver.url)
+        add_contacts(contacts, 1, 3000)
+        async with dispatching(db, allow_networks=LOOPBACK) as dispatcher:
+            fetcher, buffer = dispatcher._fetcher, dispatcher._buffer  # noqa: SLF001
+            router, conn = fetcher._router, await fetcher._link.connection()  # noqa: SLF001
+            while await router.look(conn):
+                pass
+            assert router.is_flooded
+            left, leased = captured(contacts), buffer.in_hand
+            assert leased == leased_in(contacts) == Settings(dsn=db).max_in_flight_per_config
+            assert left > 2000
+            assert not await router.look(conn)
+            assert router.is_put_off
+            assert captured(contacts) == left
+            router._ahead_at = router._not_before = 0.0  # noqa: SLF001 - time has passed
+            await router.look(conn)
+            assert captured(contacts) < left - router_module.AHEAD_ROWS // 2
+            assert leased_in(contacts) == leased
+
+
+async def test_what_stands_behind_a_flood_is_leased(contacts: psycopg.Connection, db: str) -> None:
+    """Whenever it is committed: each look goes on where the last ended, and now and then all is looked at again."""
+    with Receiver(default=Hang()) as receiver, psycopg.connect(db) as late:
+        add_config(contacts, receiver.url)
+        other = add_config(contacts, receiver.url, location_id="M")
+        add_contacts(contacts, 1, 3000)
+        late.execute("insert into contacts values (5001, 'M')")
+        add_contacts(contacts, 6000, 1000)
+        async with dispatching(db, allow_networks=LOOPBACK) as dispatcher:
+            fetcher = dispatcher._fetcher  # noqa: SLF001
+            router, conn = fetcher._router, await fetcher._link.connection()  # noqa: SLF001
+            while await router.look(conn):
+                pass
+            await router.overtake(conn)
+            assert leased_in(contacts, other) == 0
+            late.commit()
+            contacts.execute("insert into contacts values (5002, 'M')")
+            await router.overtake(conn)
+            assert leased_in(contacts, other) == 1
+            router._pass_again_at = 0.0  # noqa: SLF001 - time has passed
+            await router.overtake(conn)
+            assert leased_in(contacts, other) == 2
+            assert captured(contacts) > 3000
+
+
+async def test_a_change_is_sent_before_the_flood_that_it_stands_behind(
+    contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else lets it pass: no more of the flood is routed than is sent."""
+    monkeypatch.setattr(router_module, "AHEAD_ROWS", 1)
+    with Receiver() as receiver:
+        receiver.answer("/flooded", Status(200, delay=0.02))
+        add_config(contacts, receiver.url_for("/flooded"))
+        add_config(contacts, receiver.url_for("/other"), location_id="M")
+        add_contacts(contacts, 1, 4000)
+        contacts.execute("insert into contacts values (5000, 'M')")
+        async with running(db, max_in_flight_per_config=20):
+            await receiver.wait_for_async(1, path="/other")
+            assert sum(each.path == "/flooded" for each in receiver.requests) < 3000
+            await eventually(lambda: not captured(contacts) and not owed(contacts))
+        assert Counter(each.path for each in receiver.requests) == {"/flooded": 4000, "/other": 1}
+
+
+async def test_a_flood_ends_when_asked_to_run_until_nothing_is_owed(contacts: psycopg.Connection, db: str) -> None:
+    """And each of its changes is sent once, by whichever of two daemons."""
+    with Receiver() as receiver:
+        add_config(contacts, receiver.url_for("/"))
+        add_config(contacts, receiver.url_for("/both"), location_id=None)
+        add_contacts(contacts, 1, 2500)
+        await asyncio.gather(until_empty(db), until_empty(db))
+        assert captured(contacts) == 0
+        assert not owed(contacts)
+        assert Counter(each.path for each in receiver.requests) == {"/": 2500, "/both": 2500}
