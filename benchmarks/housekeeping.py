@@ -115,7 +115,7 @@ class Scene:
 
 
 def _delivery() -> Delivery:
-    return Delivery(uuid.uuid4(), uuid.UUID(int=1), 1, 0, datetime.now(UTC), 1, "CREATE", "contact", "{}")
+    return Delivery(str(uuid.uuid4()), uuid.UUID(int=1), 1, 0, datetime.now(UTC), 1, "CREATE", "contact", "{}")
 
 
 async def _round(dsn: str, conn: psycopg.Connection) -> tuple[float, int, dict[str, tuple[Waits, Waits]]]:

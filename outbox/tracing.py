@@ -43,7 +43,7 @@ class Tracing:
         """Begin the span of a try, now."""
         attributes: dict[str, str | int] = {
             "http.request.method": "POST",
-            "outbox.event_id": str(delivery.event_id),
+            "outbox.event_id": delivery.webhook_id,
             "outbox.config_id": str(delivery.config_id),
             "outbox.attempt": delivery.attempt,
             "outbox.resource": delivery.resource or "",

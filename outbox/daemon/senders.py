@@ -113,10 +113,9 @@ class Senders:
         if target.fault:
             self._settler.give_back(held.delivery, HOLD_SECONDS)
             return None
-        event_id = str(held.delivery.event_id)
         span = self._tracing.begin(held.delivery, target.config.url) if self._tracing else None
         try:
-            result = await self._post(held, target, event_id, started, span)
+            result = await self._post(held, target, started, span)
         except (UnsentError, asyncio.CancelledError) as error:
             if span:
                 span.abandon()
@@ -128,16 +127,14 @@ class Senders:
             return None
         except Exception:
             # A bug of ours. It uses up a try all the same, or one record could keep the daemon busy for ever.
-            log.exception("sender.failed", event_id=event_id)
+            log.exception("sender.failed", event_id=held.delivery.webhook_id)
             result = Failure(FailureKind.BROKEN, "an internal error; the daemon's log has it")
-        attempt = self._conclude(held, target, event_id, started, result)
+        attempt = self._conclude(held, target, started, result)
         if span:
             span.end(attempt, result)
         return result
 
-    async def _post(
-        self, held: Held, target: Target, event_id: str, started: float, span: "TrySpan | None"
-    ) -> Answer | Failure:
+    async def _post(self, held: Held, target: Target, started: float, span: "TrySpan | None") -> Answer | Failure:
         delivery = held.delivery
         if delivery.type is None or delivery.resource is None or delivery.data is None:
             return Failure(FailureKind.MISSING, "the event is no longer kept: its retention is over")
@@ -147,11 +144,11 @@ class Senders:
         body = postback.form_body(delivery.type, delivery.resource, delivery.attempt, data)
         timestamp = int(held.claimed_at.timestamp() + started - held.clock)
         headers = postback.headers(
-            event_id,
+            delivery.webhook_id,
             timestamp=timestamp,
             user_agent=USER_AGENT,
             authorization=target.credentials.authorization,
-            signature=target.credentials.signature(event_id, timestamp, body),
+            signature=target.credentials.signature(delivery.webhook_id, timestamp, body),
             traceparent=span.traceparent if span else delivery.traceparent,
         )
         return await self._sender.post(target.config.url, body, headers)
@@ -165,12 +162,12 @@ class Senders:
             log.warning("deliveries.unsent", count=self._unsent, error=str(error))
             self._unsent = 0
 
-    def _conclude(self, held: Held, target: Target, event_id: str, started: float, result: Answer | Failure) -> Attempt:
+    def _conclude(self, held: Held, target: Target, started: float, result: Answer | Failure) -> Attempt:
         """Judge, log, and hand over to the settler."""
         if isinstance(result, Failure) and result.kind is FailureKind.FORBIDDEN:
             log.warning(
                 "destination.forbidden",
-                event_id=event_id,
+                event_id=held.delivery.webhook_id,
                 config_id=target.config_id,
                 reason=result.message,
                 address=result.address,
@@ -195,7 +192,7 @@ class Senders:
         self._tally.attempted(attempt, result, duration)
         self._buffer.unsettled += 1
         self._settler.add(attempt)
-        self._attempt_log.note(attempt, event_id, target.config_id)
+        self._attempt_log.note(attempt, target.config_id)
         return attempt
 
 

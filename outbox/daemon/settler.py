@@ -144,7 +144,7 @@ class Settler:
         for each in lost:
             log.warning(
                 "lease.lost",
-                event_id=str(each.delivery.event_id),
+                event_id=each.delivery.webhook_id,
                 config_id=str(each.delivery.config_id),
                 attempt=each.delivery.attempt,
             )

@@ -201,7 +201,7 @@ select now(), (
         select from seen as s group by s.config_id
         having count(*) = %(looked_at)s and count(*) filter (where s.earlier = 0) = 0
     ) as saw_blocked_only,
-    c.event_id, c.config_id, c.attempts, c.attempts_uncounted, c.event_created_at, t.revision, e.type, e.resource,
+    c.event_id::text, c.config_id, c.attempts, c.attempts_uncounted, c.event_created_at, t.revision, e.type, e.resource,
     e.data::text, e.expansions::text, e.traceparent
 from (select 1) as one
 left join (claimed as c join turn as t on t.id = c.config_id) on true

@@ -23,7 +23,7 @@ def configs(claimed: list[Held]) -> list[UUID]:
 
 def deliveries(config: int, count: int, start: int = 0) -> list[Held]:
     return [
-        held(Delivery(UUID(int=start + n), UUID(int=config), 1, 0, NOW, 1, "CREATE", "contact", "{}"))
+        held(Delivery(str(UUID(int=start + n)), UUID(int=config), 1, 0, NOW, 1, "CREATE", "contact", "{}"))
         for n in range(count)
     ]
 

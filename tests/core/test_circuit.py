@@ -14,7 +14,7 @@ DAY = 86_400.0
 
 
 def attempt(outcome: Outcome, status: int | None, failure: FailureKind | None = None) -> Attempt:
-    delivery = Delivery(UUID(int=9), CONFIG, 1, 0, AT, 1, "CREATE", "contact", "{}")
+    delivery = Delivery(str(UUID(int=9)), CONFIG, 1, 0, AT, 1, "CREATE", "contact", "{}")
     return Attempt(delivery, outcome, status, b"", 1, AT, failure)
 
 

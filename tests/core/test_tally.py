@@ -13,7 +13,7 @@ EVENT_AT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
 def attempt(outcome: Outcome, *, number: int = 1, after: float = 2.0) -> Attempt:
     """Return a try of an event that begins `after` seconds from it."""
-    delivery = Delivery(UUID(int=1), UUID(int=2), number, 0, EVENT_AT, 1, "CREATE", "contact", "{}")
+    delivery = Delivery(str(UUID(int=1)), UUID(int=2), number, 0, EVENT_AT, 1, "CREATE", "contact", "{}")
     return Attempt(delivery, outcome, 200, b"", 5, EVENT_AT + dt.timedelta(seconds=after))
 
 

@@ -29,7 +29,7 @@ async def test_a_claim_that_finds_all_slots_taken_is_owed(contacts: psycopg.Conn
     async with dispatching(db) as dispatcher:
         buffer, claimer = dispatcher._buffer, dispatcher._fetcher._claimer  # noqa: SLF001
         buffer.put(
-            Held(Delivery(UUID(int=n), UUID(int=1), 1, 0, NOW, 1, "CREATE", "contact", "{}"), NOW, 0.0, 1e12)
+            Held(Delivery(str(UUID(int=n)), UUID(int=1), 1, 0, NOW, 1, "CREATE", "contact", "{}"), NOW, 0.0, 1e12)
             for n in range(buffer.slots)
         )
         await claimer.claim()

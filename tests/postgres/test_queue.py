@@ -301,6 +301,28 @@ async def test_a_claim_looks_at_a_served_config_from_where_it_came(
     assert len((await queue.claim(aconn, after=START, slots=99, room=3, rooms={}, lease=60)).deliveries) == 1
 
 
+async def test_what_a_try_brought_is_kept_to_the_letter(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """Whatever a subscriber answers. Only what is no text in PostgreSQL is replaced, and an empty answer is none."""
+    add_config(contacts)
+    answers = [b'{"a": ["\\"x\\\\", NULL]}', b"NULL", b"\\", b'"', b"a,b}{ \t\r\n'", "ö😀".encode(), b"\xff\0", b""]
+    contacts.execute("insert into contacts select i, 'L', 'x' from generate_series(1, %s) i", [len(answers)])
+    _, leased = await route(aconn, slots=len(answers))
+    at = dt.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=dt.timezone(dt.timedelta(hours=5, minutes=45)))
+    retry = Retry(300, 'status 500: \ud800 "\\')
+    attempts = [Attempt(each, retry, 500, answer, 5, at) for each, answer in zip(leased, answers, strict=True)]
+    assert not await queue.settle(aconn, attempts)
+    kept = contacts.execute(
+        "select answer, error, at, event_created_at from outbox.attempts order by event_id"
+    ).fetchall()
+    assert [answer for answer, _, _, _ in kept] == [
+        '{"a": ["\\"x\\\\", NULL]}', "NULL", "\\", '"', "a,b}{ \t\r\n'", "ö😀", "\ufffd\ufffd", None,
+    ]  # fmt: skip
+    assert {(error, at) for _, error, at, _ in kept} == {('status 500: ? "\\', at)}
+    assert [created for _, _, _, created in kept] == [each.event_created_at for each in leased]
+
+
 async def test_no_statement_reads_the_whole_debt_for_its_few_rows(contacts: psycopg.Connection, db: str) -> None:
     """Also where the planner believes the table empty, as a vacuum leaves it whenever all was delivered."""
     config = add_config(contacts)
