@@ -24,6 +24,7 @@ from outbox.core.model import Answer, Failure, FailureKind
 from outbox.core.url import UrlFaultError, parse
 from outbox.errors import UsageError
 from outbox.http.connection import Connection, tls_words
+from outbox.http.deadlines import Deadlines
 from outbox.http.guard import Endpoint, Guard
 from outbox.http.pool import DialError, Pool
 from outbox.http.resolver import LookUp
@@ -92,9 +93,11 @@ class Sender:
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
+        self._deadlines = Deadlines(self._timeout)
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._deadlines.close()
         self._pool.close()
         await asyncio.sleep(0)  # transports close in the loop's next turn
 
@@ -125,11 +128,11 @@ class Sender:
     async def _exchange(
         self, endpoint: Endpoint, connection: Connection, head: bytes, body: bytes, end: float
     ) -> Answer | Failure | None:
-        timer = self._loop.call_at(end, connection.time_out, self._timeout)
+        self._deadlines.begin(connection, end)
         try:
             result = await connection.exchange(head, body)
         finally:
-            timer.cancel()
+            self._deadlines.over(connection)
             if connection.reusable:
                 self._pool.put(endpoint, connection)
             else:

@@ -14,7 +14,7 @@ from psycopg import AsyncConnection
 from outbox.core.model import Attempt, Delivery, Retry
 
 # An event's id begins with its seq: 60 bits, and the version between them, so that ids sort in the order of capture.
-ID_BEGINS: LiteralString = "lpad(to_hex({seq} >> 12), 12, '0') || '8' || lpad(to_hex({seq} & 4095), 3, '0')"
+ID_BEGINS: LiteralString = "encode(int8send((({seq} >> 12) << 16) | 32768 | ({seq} & 4095)), 'hex')"
 
 # Route: outbox rows become events and their deliveries, in one statement, so that a crash loses or doubles nothing.
 #
