@@ -28,14 +28,12 @@ PACE_WINDOW = 0.25
 RISE_WINDOW = 0.05
 """Seconds over which it is measured while it rises: who has done all that he was given could have done more."""
 
-LAG_GOAL = 0.0007
-"""Seconds that a turn of the event loop may take before those that are quick get fewer POSTs in flight."""
+TURN_GOAL = 0.0002
+"""Seconds of POSTs of one config that a turn of the event loop should bring at most, where the config is owed much, is
+quick, and others keep up."""
 
 QUICK_TURNS = 16
 """A config is quick whose POSTs take so many turns of the event loop at most."""
-
-LEAST_IN_FLIGHT = 16
-"""So many POSTs of one config may be in flight, however long a turn of the event loop takes."""
 
 
 class Held(NamedTuple):
@@ -89,8 +87,8 @@ class Buffer:
     one back, so that endpoints that hang end up with one slot each.
 
     A third keeps the event loop quick for all. A subscriber that answers at once needs few POSTs in flight: of more,
-    the answers wait for the loop, which has the others wait as long. So while a turn of the loop takes too long, who is
-    quick has fewer in flight, by what its pace says must be waiting there. Who is slow keeps what it has.
+    the answers wait for the loop, which has the others wait as long. So while there are others that keep up, who is
+    owed much and is quick has as few in flight as the loop serves in a moment. Who is slow keeps what it has.
     """
 
     def __init__(self, *, concurrency: int, per_config: int) -> None:
@@ -125,7 +123,7 @@ class Buffer:
         if elapsed <= 0:
             return
         falling, rising = min(1.0, elapsed / PACE_WINDOW), min(1.0, elapsed / RISE_WINDOW)
-        too_long = self._lag - LAG_GOAL if len(self._lanes) > 1 else -LAG_GOAL  # alone, it has nobody wait
+        others_keep_up = any(not lane.more for lane in self._lanes.values())
         for config_id, lane in list(self._lanes.items()):
             change = lane.finished / elapsed - lane.pace
             lane.pace += change * (rising if change > 0 else falling)
@@ -133,11 +131,13 @@ class Buffer:
             if lane.in_hand == 0 and lane.pace < 1:
                 del self._lanes[config_id]
                 continue
-            # By Little's law: whoever's POSTs take many turns of the loop has them elsewhere, and loses nothing.
-            lane.useful += 1
-            if lane.pace * self._lag * QUICK_TURNS >= lane.in_flight:
-                lane.useful -= lane.pace * too_long / 2
-            lane.useful = min(float(self._per_config), max(float(LEAST_IN_FLIGHT), lane.useful))
+            enough = max(1.0, lane.pace * TURN_GOAL)
+            # By Little's law: whoever's POSTs take many turns of the loop has them elsewhere, and would lose by it.
+            is_quick = lane.pace * self._lag * QUICK_TURNS >= lane.in_flight
+            if others_keep_up and lane.more and is_quick and lane.useful > enough:
+                lane.useful -= (lane.useful - enough) / 2
+            else:
+                lane.useful = min(float(self._per_config), lane.useful + 1)
 
     def rooms(self) -> dict[UUID, int]:
         """Return how many more may be claimed of each config that has something in hand, or had lately."""

@@ -7,7 +7,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox.core.buffer import AHEAD, LEAST_IN_FLIGHT, Buffer, Held
+from outbox.core.buffer import AHEAD, Buffer, Held
 from outbox.core.model import Delivery
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -207,15 +207,34 @@ def in_flight_at_most(buffer: Buffer, config: int) -> int:
     return take_all(buffer)[config]
 
 
-def test_a_config_that_is_quick_has_fewer_in_flight_while_the_loop_is_slow() -> None:
-    """Its answers would wait there, and the others with them. As the loop gets quicker it gets them back."""
+def owes_more(buffer: Buffer, config: int) -> None:
+    """Note that a claim gave the config all that it asked for."""
+    buffer.note([UUID(int=config)], rooms={UUID(int=config): 1}, room=100, all_taken=False, full=False)
+
+
+def test_a_config_that_is_owed_much_and_is_quick_has_few_in_flight_while_others_keep_up() -> None:
+    """Its answers would wait in the loop, and the others with them. When it is alone again it gets them back."""
     buffer = Buffer(concurrency=400, per_config=100)
+    work(buffer, {1: 400, 2: 5}, turns=1, lag=0.01)
+    owes_more(buffer, 1)
     work(buffer, {1: 400, 2: 5}, turns=10, lag=0.01)
-    assert in_flight_at_most(buffer, 1) == LEAST_IN_FLIGHT
-    assert in_flight_at_most(buffer, 2) > 90
-    for _ in range(LEAST_IN_FLIGHT):
-        buffer.finished(UUID(int=1), timed_out=False)
-    work(buffer, {1: 400}, turns=60, lag=0.0)
+    in_flight = {config: in_flight_at_most(buffer, config) for config in (1, 2)}
+    assert in_flight[1] <= 2
+    assert in_flight[2] > 90
+    for config, count in in_flight.items():
+        for _ in range(count):
+            buffer.finished(UUID(int=config), timed_out=False)
+    work(buffer, {1: 400}, turns=150, lag=0.01)
+    assert in_flight_at_most(buffer, 1) > 90
+
+
+def test_configs_that_are_all_owed_much_keep_what_they_have_in_flight() -> None:
+    """However quick they are: nobody is there who would get on faster."""
+    buffer = Buffer(concurrency=400, per_config=100)
+    work(buffer, {1: 400, 2: 400}, turns=1, lag=0.01)
+    owes_more(buffer, 1)
+    owes_more(buffer, 2)
+    work(buffer, {1: 400, 2: 400}, turns=10, lag=0.01)
     assert in_flight_at_most(buffer, 1) == 100
 
 
@@ -224,6 +243,7 @@ def test_a_config_that_is_slow_keeps_its_slots_however_slow_the_loop_is() -> Non
     buffer = Buffer(concurrency=400, per_config=100)
     buffer.put(deliveries(1, 100))
     buffer.put(deliveries(2, 1))
+    owes_more(buffer, 1)
     take_all(buffer)
     for turn in range(1, 60):
         buffer.note_lag(0.01)
