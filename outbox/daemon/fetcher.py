@@ -125,15 +125,15 @@ class Fetcher:
         now = time.monotonic()
         for held in self._buffer.expired(now):
             self._settler.give_back(held.delivery)
-        if now >= self._recheck_at:
+        self._intake.measure()
+        more = await self._router.look(conn)
+        if now >= self._recheck_at:  # after the route: what was captured just now need not wait for it
             self._recheck_at = now + RECHECK_SECONDS
             await self._targets.reload(conn, self._buffer.config_ids)
             await self._circuits.refresh(conn)
             self.has_governed = await governed.prepare(conn)
             if not self.has_governed:
                 self._governed_is_owed = self._is_short_of_tokens = False
-        self._intake.measure()
-        more = await self._router.look(conn)
         if self.has_governed:
             more |= await self._claim_governed(conn)
         if not self._claimer.is_possible:

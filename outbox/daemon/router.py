@@ -4,6 +4,7 @@ What is leased as it is routed needs no claim, which would be an update of each 
 who get it can take, a config's flood stays in the outbox, where the others' rows behind it are looked for.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -74,7 +75,8 @@ class Router:
     def next_look(self) -> float | None:
         """When there may be something to find though nothing rings, on the monotonic clock; None when not."""
         if self._flood:
-            return min(self._not_before, self._overtake_at)
+            may_overtake = self._intake.slots >= MANY_SLOTS
+            return min(self._not_before, self._overtake_at) if may_overtake else self._not_before
         return self._not_before if self.is_put_off else None
 
     def look_at_once(self) -> None:
@@ -94,7 +96,7 @@ class Router:
             return False
         doorbell_was_up = self.doorbell_is_up
         (rooms, room), slots = self._intake.rooms(), self._slots
-        limit = self._limit(now, slots, sum(rooms.values()), room)
+        limit = self._limit(now, slots, rooms, room)
         routed = await queue.route(
             conn, low=self._marks.low(now), rows=limit, slots=slots, room=room, rooms=rooms, lease=self._intake.lease
         )
@@ -109,10 +111,12 @@ class Router:
             self._ahead_at, self._routed_lately = 0.0, 0  # nobody wants it: perhaps what is behind it
         return not is_all and not self._flood
 
-    def _limit(self, now: float, slots: int, wanted: int, room: int) -> int:
-        """Return how many rows to route; those in hand have room for `wanted`, another config for `room`."""
-        # Of a flood, what is taken for others would have to be claimed.
-        limit = min(slots, max(1, wanted) if self._flood else max(MANY_SLOTS, wanted + room))
+    def _limit(self, now: float, slots: int, rooms: Mapping[UUID, int], room: int) -> int:
+        """Return how many rows to route. They may be for any config that has room; of a flood one knows for which."""
+        if self._flood:
+            limit = min(slots, max(1, sum(rooms.get(config_id, 0) for config_id in self._flood)))
+        else:
+            limit = min(slots, max(MANY_SLOTS, sum(rooms.values()) + room))
         if slots < MANY_SLOTS:
             limit += AHEAD_ROWS
         elif now >= self._ahead_at:
@@ -139,13 +143,13 @@ class Router:
     @property
     def may_overtake(self) -> bool:
         """Whether it is time to look behind a flood."""
-        return self.is_flooded and time.monotonic() >= self._overtake_at and self._intake.slots >= MANY_SLOTS
+        return self.is_flooded and self._intake.slots >= MANY_SLOTS and time.monotonic() >= self._overtake_at
 
     async def overtake(self, conn: psycopg.AsyncConnection) -> None:
         """Route what stands behind the flood and is wanted by others. `look` may be under way on another connection."""
         now = time.monotonic()
         if now >= self._pass_again_at:
-            self._passed, self._pass_seconds, self._pass_again_at = self._top, 0.0, now + OVERTAKE_AGAIN
+            self._passed, self._pass_seconds, self._pass_again_at = self._top, 0.0, math.inf
         (rooms, room), slots = self._intake.rooms(), self._intake.reserve(MANY_SLOTS)
         try:
             routed = await queue.overtake(
@@ -158,7 +162,8 @@ class Router:
         spent = time.monotonic() - now
         self._passed = routed.top or self._passed
         self._pass_seconds += spent
-        self._pass_again_at = max(self._pass_again_at, now + 10 * self._pass_seconds)
+        if routed.to_the_end and self._pass_again_at == math.inf:
+            self._pass_again_at = now + max(OVERTAKE_AGAIN, 10 * self._pass_seconds)
         self._overtake_at = now + spent + max(OVERTAKE_SECONDS, 3 * spent)
         await self._admit(conn, routed, now, rooms=rooms, room=room, reserved=slots)
 

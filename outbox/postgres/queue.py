@@ -65,6 +65,9 @@ _COME_TO: LiteralString = """
 select case when (select count(*) from chosen) < %(rows)s then (select max(seq) from seen) else max(c.seq) end
 from chosen as c
 """
+_TO_THE_END: LiteralString = """
+(select count(*) from seen) < %(scan)s and (select count(*) from chosen) < %(rows)s
+"""
 
 # Two looks into the index: the tempting `location_id is null or …` may compare each event with each config.
 _MATCHING: LiteralString = """
@@ -123,7 +126,7 @@ with {taken}, removed as (
     from ranked as r
     order by r.id, r.config_id
 )
-select now(), (select count(*) from named)::integer as routed, ({come_to}) as seq,
+select now(), (select count(*) from named)::integer as routed, ({come_to}) as seq, {to_the_end} as to_the_end,
     (select count(*) from ranked)::integer as created,
     r.id::text, r.config_id, 1 as attempts, 0 as attempts_uncounted, r.created_at, r.revision, r.type, r.resource,
     r.data::text, r.expansions::text, r.traceparent
@@ -132,15 +135,18 @@ left join ranked as r on r.leased
 """
 
 
-def _routed(taken: LiteralString, come_to: LiteralString) -> bytes:
-    """Return the statement that routes what `taken` chooses; `come_to`: up to where it looked."""
+def _routed(taken: LiteralString, *, come_to: LiteralString, to_the_end: LiteralString) -> bytes:
+    """Return the statement that routes what `taken` chooses; `come_to`: up to where it looked; `to_the_end`: if so."""
     whole = _ROUTED.replace("{taken}", taken.replace("{matching}", _MATCHING.replace("{row}", "k")))
     whole = whole.replace("{matching}", _MATCHING.replace("{row}", "n")).replace("{come_to}", come_to)
+    whole = whole.replace("{to_the_end}", to_the_end)
     return whole.replace("{id_begins}", ID_BEGINS.replace("{seq}", "r.seq")).encode()
 
 
-_ROUTE = _routed(_TAKE_THE_FIRST, "select max(seq) from named")
-_OVERTAKE = _routed(_TAKE_FROM_BEHIND, _COME_TO)
+_ROUTE = _routed(
+    _TAKE_THE_FIRST, come_to="select max(seq) from named", to_the_end="(select count(*) from taken) < %(rows)s"
+)
+_OVERTAKE = _routed(_TAKE_FROM_BEHIND, come_to=_COME_TO, to_the_end=_TO_THE_END)
 
 # Claim: due deliveries, fair over configs.
 #
@@ -336,6 +342,8 @@ class Routed(Claimed):
     """Outbox rows that became events."""
     top: int | None
     """The highest seq that it came to; None where there was nothing to look at."""
+    to_the_end: bool
+    """Whether there was no more to look at."""
     created: int
     """Deliveries that they are owed, those that were not leased to us included."""
 
@@ -376,8 +384,9 @@ async def _route(
 ) -> Routed:
     parameters = {**others, "busy": list(rooms), "rooms": list(rooms.values())}
     found = await (await conn.execute(statement, parameters, binary=True)).fetchall()
-    now, routed, top, created = found[0][:4]
-    return Routed([Delivery._make(row[4:]) for row in found if row[4] is not None], now, routed, top, created)
+    now, routed, top, to_the_end, created = found[0][:5]
+    deliveries = [Delivery._make(row[5:]) for row in found if row[5] is not None]
+    return Routed(deliveries, now, routed, top, to_the_end, created)
 
 
 async def claim(

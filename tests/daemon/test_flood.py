@@ -1,6 +1,7 @@
 """A flood: more is captured for some than they can take. It stays in the outbox, and others' changes pass it by."""
 
 import asyncio
+import time
 from collections import Counter
 from uuid import UUID
 
@@ -8,6 +9,7 @@ import psycopg
 import pytest
 
 from outbox.daemon import router as router_module
+from outbox.daemon.intake import BYTES_IN_HAND
 from outbox.settings import Settings
 from tests.daemons import (
     LOOPBACK,
@@ -69,8 +71,12 @@ async def test_a_flood_stays_in_the_outbox_until_its_config_can_take_more(
             assert leased_in(contacts) == leased
 
 
-async def test_what_stands_behind_a_flood_is_leased(contacts: psycopg.Connection, db: str) -> None:
+async def test_what_stands_behind_a_flood_is_leased(
+    contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whenever it is committed: each look goes on where the last ended, and now and then all is looked at again."""
+    monkeypatch.setattr(router_module, "OVERTAKE_AGAIN", 0.0)
+    monkeypatch.setattr(router_module, "OVERTAKE_ROWS", 1000)
     with Receiver(default=Hang()) as receiver, psycopg.connect(db) as late:
         add_config(contacts, receiver.url)
         other = add_config(contacts, receiver.url, location_id="M")
@@ -82,16 +88,38 @@ async def test_what_stands_behind_a_flood_is_leased(contacts: psycopg.Connection
             router, conn = fetcher._router, await fetcher._link.connection()  # noqa: SLF001
             while await router.look(conn):
                 pass
-            await router.overtake(conn)
-            assert leased_in(contacts, other) == 0
-            late.commit()
             contacts.execute("insert into contacts values (5002, 'M')")
-            await router.overtake(conn)
-            assert leased_in(contacts, other) == 1
-            router._pass_again_at = 0.0  # noqa: SLF001 - time has passed
-            await router.overtake(conn)
+            for number in range(1000):
+                if leased_in(contacts, other) == 2:
+                    break
+                if leased_in(contacts, other) == 1:
+                    late.commit()  # the look was there already
+                add_contacts(contacts, 10_000 + number, 1)  # it goes on meanwhile
+                await router.overtake(conn)
+                await asyncio.sleep(0.01)
             assert leased_in(contacts, other) == 2
             assert captured(contacts) > 3000
+
+
+async def test_a_flood_with_few_slots_left_lets_the_daemon_sleep(
+    contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is none for what stands behind it, and so nothing to look for: large records use the slots up."""
+    monkeypatch.setattr(router_module, "AHEAD_SECONDS", 3600.0)
+    with Receiver(default=Hang()) as receiver:
+        add_config(contacts, receiver.url)
+        add_contacts(contacts, 1, 3000)
+        async with dispatching(db, allow_networks=LOOPBACK) as dispatcher:
+            fetcher, intake = dispatcher._fetcher, dispatcher._fetcher._intake  # noqa: SLF001
+            conn = await fetcher._link.connection()  # noqa: SLF001
+            while await fetcher._router.look(conn):  # noqa: SLF001
+                pass
+            assert fetcher._router.is_flooded  # noqa: SLF001
+            intake._record_bytes = BYTES_IN_HAND / (dispatcher._buffer.in_hand + 50)  # noqa: SLF001
+            assert 0 < intake.slots < router_module.MANY_SLOTS
+            next_look = fetcher._router.next_look  # noqa: SLF001
+            assert next_look is not None
+            assert next_look > time.monotonic() + 1000
 
 
 async def test_a_change_is_sent_before_the_flood_that_it_stands_behind(
