@@ -35,7 +35,7 @@ OVERTAKE_ROWS = 5000
 """Outbox rows of a flood that are passed at a time, to find what stands behind them."""
 
 OVERTAKE_SECONDS = 0.05
-"""Pause from one look behind a flood to the next; three times as long as the look took, if that is more."""
+"""Pause from one look behind a flood to the next; of one that is not passed to its end, as long as the look took."""
 
 OVERTAKE_AGAIN = 5.0
 """Seconds after which a flood is passed from its beginning: for what was committed late, and for configs that changed.
@@ -164,7 +164,7 @@ class Router:
         self._pass_seconds += spent
         if routed.to_the_end and self._pass_again_at == math.inf:
             self._pass_again_at = now + max(OVERTAKE_AGAIN, 10 * self._pass_seconds)
-        self._overtake_at = now + spent + max(OVERTAKE_SECONDS, 3 * spent)
+        self._overtake_at = now + spent + (OVERTAKE_SECONDS if routed.to_the_end else spent)
         await self._admit(conn, routed, now, rooms=rooms, room=room, reserved=slots)
 
     async def _admit(
