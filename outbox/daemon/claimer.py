@@ -3,6 +3,8 @@
 import time
 from uuid import UUID
 
+import psycopg
+
 from outbox.core.marks import Marks
 from outbox.core.tally import Tally
 from outbox.daemon.intake import Intake
@@ -45,9 +47,9 @@ class Claimer:
         is_urgent = self._intake.is_hungry and not self.is_flooded
         return not self._intake.is_full and (is_urgent or time.monotonic() >= self.not_before)
 
-    async def connect(self) -> None:
-        """Open the connection, if need be: before there is a claim that routes run beside."""
-        await self._link.connection()
+    async def connect(self) -> psycopg.AsyncConnection:
+        """Return the connection, opened if need be: before there is a claim that routes run beside."""
+        return await self._link.connection()
 
     async def drop(self) -> None:
         """Close the connection."""
@@ -71,7 +73,7 @@ class Claimer:
         Who got all that he had room for asks again when he has done a part of it: not at once, for the few that were
         done meanwhile.
         """
-        conn = await self._link.connection()
+        conn = await self.connect()
         now, (rooms, room) = time.monotonic(), self._intake.rooms()
         slots = self._intake.reserve(self._intake.slots // (4 if self.is_flooded else 1))
         if slots == 0:  # a route has taken them meanwhile

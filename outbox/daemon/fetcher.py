@@ -30,7 +30,7 @@ LATE_PAUSE = 0.1
 """Seconds from one look to the next at a settle that is late."""
 
 LOOK_MEANWHILE_SECONDS = 0.004
-"""How often what is being captured is routed while a claim is under way."""
+"""How often what is being captured is looked for while a claim, or a look behind a flood, is under way."""
 
 
 class Fetcher:
@@ -53,7 +53,6 @@ class Fetcher:
         request_timeout: float,
     ) -> None:
         self._link = link
-        self._claiming_link = claiming_link
         self._targets = targets
         self._buffer = buffer
         self._settler = settler
@@ -136,20 +135,21 @@ class Fetcher:
                 self._governed_is_owed = self._is_short_of_tokens = False
         if self.has_governed:
             more |= await self._claim_governed(conn)
-        if not self._claimer.is_possible:
+        may_claim = self._claimer.is_possible
+        if not may_claim:
             self._claimer.is_behind = True
-        if self._claimer.is_possible or self._router.may_overtake:
-            more |= await self._look_meanwhile(conn)
+        if may_claim or self._router.may_overtake:
+            more |= await self._look_meanwhile(conn, may_claim=may_claim)
         self._start_senders()
         return more
 
-    async def _look_meanwhile(self, conn: psycopg.AsyncConnection) -> bool:
+    async def _look_meanwhile(self, conn: psycopg.AsyncConnection, *, may_claim: bool) -> bool:
         """Claim and overtake. What is captured meanwhile does not wait for it. Returns whether there is more."""
         if not (self._router.is_captured_now or self._router.is_flooded):
             await self._claimer.claim()
             return False
         more = False
-        others = asyncio.create_task(self._claim_and_overtake())
+        others = asyncio.create_task(self._claim_and_overtake(may_claim=may_claim))
         try:
             while not (await asyncio.wait({others}, timeout=LOOK_MEANWHILE_SECONDS))[0]:
                 if not (self._stopping or self._settler.is_late):
@@ -163,11 +163,11 @@ class Fetcher:
         others.result()
         return more
 
-    async def _claim_and_overtake(self) -> None:
-        if self._claimer.is_possible:
+    async def _claim_and_overtake(self, *, may_claim: bool) -> None:
+        if may_claim:
             await self._claimer.claim()
         if self._router.may_overtake:
-            await self._router.overtake(await self._claiming_link.connection())
+            await self._router.overtake(await self._claimer.connect())
 
     async def _claim_governed(self, conn: psycopg.AsyncConnection) -> bool:
         """Claim what is due of governed configs; returns whether there may be more."""

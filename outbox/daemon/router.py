@@ -75,8 +75,7 @@ class Router:
     def next_look(self) -> float | None:
         """When there may be something to find though nothing rings, on the monotonic clock; None when not."""
         if self._flood:
-            may_overtake = self._intake.slots >= MANY_SLOTS
-            return min(self._not_before, self._overtake_at) if may_overtake else self._not_before
+            return min(self._not_before, self._overtake_at) if self._has_many_slots else self._not_before
         return self._not_before if self.is_put_off else None
 
     def look_at_once(self) -> None:
@@ -100,16 +99,15 @@ class Router:
         routed = await queue.route(
             conn, low=self._marks.low(now), rows=limit, slots=slots, room=room, rooms=rooms, lease=self._intake.lease
         )
-        self.is_captured_now = 0 < routed.rows < limit
+        self.is_captured_now = routed.rows > 0 and routed.to_the_end
         if routed.rows == 0 and doorbell_was_up and self.doorbell_is_up:
             self._not_before = now + QUIET_SECONDS
         self._marks.routed(now, at=routed.now, top=routed.top)
-        is_all = routed.rows < limit
-        self._note_flood(routed, rooms, is_all=is_all or slots < MANY_SLOTS)
+        self._note_flood(routed, rooms, slots)
         await self._admit(conn, routed, now, rooms=rooms, room=room)
         if not routed.deliveries and not self._flood:
             self._ahead_at, self._routed_lately = 0.0, 0  # nobody wants it: perhaps what is behind it
-        return not is_all and not self._flood
+        return not routed.to_the_end and not self._flood
 
     def _limit(self, now: float, slots: int, rooms: Mapping[UUID, int], room: int) -> int:
         """Return how many rows to route. They may be for any config that has room; of a flood one knows for which."""
@@ -125,12 +123,13 @@ class Router:
             self._ahead_at, self._routed_lately = now + AHEAD_SECONDS, -ahead  # those are of the time before
         return limit
 
-    def _note_flood(self, routed: Routed, rooms: Mapping[UUID, int], *, is_all: bool) -> None:
+    def _note_flood(self, routed: Routed, rooms: Mapping[UUID, int], slots: int) -> None:
         """Find out whose there is more of than they can take; then the next look waits until they have room."""
         was_flooded, self._flood = self.is_flooded, frozenset()
         taken = Counter(each.config_id for each in routed.deliveries)
         # One that had nothing in hand is among the leased as soon as there is anything for it.
-        if not is_all and routed.created and taken.keys() <= rooms.keys():
+        is_seen = slots >= MANY_SLOTS and taken.keys() <= rooms.keys()
+        if is_seen and routed.created and not routed.to_the_end:
             self._flood = frozenset(config_id for config_id, room in rooms.items() if taken[config_id] >= room)
         self._claimer.is_flooded = self.is_flooded
         if not self._flood or routed.top is None:
@@ -143,7 +142,7 @@ class Router:
     @property
     def may_overtake(self) -> bool:
         """Whether it is time to look behind a flood."""
-        return self.is_flooded and self._intake.slots >= MANY_SLOTS and time.monotonic() >= self._overtake_at
+        return self.is_flooded and self._has_many_slots and time.monotonic() >= self._overtake_at
 
     async def overtake(self, conn: psycopg.AsyncConnection) -> None:
         """Route what stands behind the flood and is wanted by others. `look` may be under way on another connection."""
@@ -185,6 +184,10 @@ class Router:
         self._tally.leased_at_once += len(routed.deliveries)
         await self._intake.admit(conn, routed, now, reserved=reserved)
         self._intake.note(routed, rooms=rooms, room=room)
+
+    @property
+    def _has_many_slots(self) -> bool:
+        return self._intake.slots >= MANY_SLOTS
 
     @property
     def _slots(self) -> int:

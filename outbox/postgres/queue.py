@@ -35,7 +35,7 @@ taken as materialized (
 )
 """
 
-# Overtake: takes no more of a flood, but what stands behind it and is wanted by a config that has room. It reads on
+# Overtake: takes no more of a flood, but what stands behind it and is wanted by another config. It reads on
 # from where it came to (`low`), so that each row of a flood is read once, and not each is matched with the configs but
 # each kind of row among `scan`. What a config with strict order wants keeps its place, and so does what a config of the
 # flood wants from its own location: of the changes of one record it should not see the last one first.

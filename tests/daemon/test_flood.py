@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from outbox.daemon import router as router_module
+from outbox.daemon.fetcher import Fetcher
 from outbox.daemon.intake import BYTES_IN_HAND
 from outbox.settings import Settings
 from tests.daemons import (
@@ -45,6 +46,15 @@ def leased_in(conn: psycopg.Connection, config_id: UUID | None = None) -> int:
     return int(row[0])
 
 
+async def flood(fetcher: Fetcher) -> psycopg.AsyncConnection:
+    """Look until there is a flood; return the connection of the looks."""
+    conn = await fetcher._link.connection()  # noqa: SLF001
+    while await fetcher._router.look(conn):  # noqa: SLF001
+        pass
+    assert fetcher._router.is_flooded  # noqa: SLF001
+    return conn
+
+
 async def test_a_flood_stays_in_the_outbox_until_its_config_can_take_more(
     contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,11 +64,8 @@ async def test_a_flood_stays_in_the_outbox_until_its_config_can_take_more(
         add_config(contacts, receiver.url)
         add_contacts(contacts, 1, 3000)
         async with dispatching(db, allow_networks=LOOPBACK) as dispatcher:
-            fetcher, buffer = dispatcher._fetcher, dispatcher._buffer  # noqa: SLF001
-            router, conn = fetcher._router, await fetcher._link.connection()  # noqa: SLF001
-            while await router.look(conn):
-                pass
-            assert router.is_flooded
+            router, buffer = dispatcher._fetcher._router, dispatcher._buffer  # noqa: SLF001
+            conn = await flood(dispatcher._fetcher)  # noqa: SLF001
             left, leased = captured(contacts), buffer.in_hand
             assert leased == leased_in(contacts) == Settings(dsn=db).max_in_flight_per_config
             assert left > 2000
@@ -84,10 +91,8 @@ async def test_what_stands_behind_a_flood_is_leased(
         late.execute("insert into contacts values (5001, 'M')")
         add_contacts(contacts, 6000, 1000)
         async with dispatching(db, allow_networks=LOOPBACK) as dispatcher:
-            fetcher = dispatcher._fetcher  # noqa: SLF001
-            router, conn = fetcher._router, await fetcher._link.connection()  # noqa: SLF001
-            while await router.look(conn):
-                pass
+            router = dispatcher._fetcher._router  # noqa: SLF001
+            conn = await flood(dispatcher._fetcher)  # noqa: SLF001
             contacts.execute("insert into contacts values (5002, 'M')")
             for number in range(1000):
                 if leased_in(contacts, other) == 2:
@@ -111,10 +116,7 @@ async def test_a_flood_with_few_slots_left_lets_the_daemon_sleep(
         add_contacts(contacts, 1, 3000)
         async with dispatching(db, allow_networks=LOOPBACK) as dispatcher:
             fetcher, intake = dispatcher._fetcher, dispatcher._fetcher._intake  # noqa: SLF001
-            conn = await fetcher._link.connection()  # noqa: SLF001
-            while await fetcher._router.look(conn):  # noqa: SLF001
-                pass
-            assert fetcher._router.is_flooded  # noqa: SLF001
+            await flood(fetcher)
             intake._record_bytes = BYTES_IN_HAND / (dispatcher._buffer.in_hand + 50)  # noqa: SLF001
             assert 0 < intake.slots < router_module.MANY_SLOTS
             next_look = fetcher._router.next_look  # noqa: SLF001
