@@ -75,7 +75,7 @@ class Claimer:
         """
         conn = await self.connect()
         now, (rooms, room) = time.monotonic(), self._intake.rooms()
-        slots = self._intake.reserve(self._intake.slots // (4 if self.is_flooded else 1))
+        slots = self._intake.reserve(max(1, self._intake.slots // 4) if self.is_flooded else self._intake.slots)
         if slots == 0:  # a route has taken them meanwhile
             return False
         latest = self._marks.latest

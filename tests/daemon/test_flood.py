@@ -124,6 +124,26 @@ async def test_a_flood_with_few_slots_left_lets_the_daemon_sleep(
             assert next_look > time.monotonic() + 1000
 
 
+@pytest.mark.parametrize("slots", [1, 2, 3, 50])
+async def test_a_turn_with_few_slots_left_by_a_flood_is_followed_by_a_rest(
+    contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch, slots: int
+) -> None:
+    """Also where a quarter of them is none: a claim that took no slot would be tried again at once."""
+    monkeypatch.setattr(router_module, "AHEAD_SECONDS", 3600.0)
+    with Receiver(default=Hang()) as receiver:
+        add_config(contacts, receiver.url)
+        add_contacts(contacts, 1, 3000)
+        async with dispatching(db, allow_networks=LOOPBACK) as dispatcher:
+            fetcher = dispatcher._fetcher  # noqa: SLF001
+            conn = await flood(fetcher)
+            in_hand = dispatcher._buffer.in_hand  # noqa: SLF001
+            fetcher._intake._record_bytes = BYTES_IN_HAND / (in_hand + slots + 0.5)  # noqa: SLF001
+            assert fetcher._intake.slots == slots  # noqa: SLF001
+            await fetcher._turn(conn)  # noqa: SLF001
+            assert fetcher._router.is_flooded  # noqa: SLF001
+            assert fetcher._intake.is_full or fetcher._claimer.not_before > 0  # noqa: SLF001
+
+
 async def test_a_change_is_sent_before_the_flood_that_it_stands_behind(
     contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
