@@ -116,7 +116,7 @@ class Fetcher:
                 continue
             if not until_empty or self._in_hand or self._governed_is_owed or self._is_short_of_tokens:
                 await self._rest(self._until_next_look())
-            elif self._looked_with_nothing_in_hand and not self._claimer.is_owed:
+            elif self._looked_with_nothing_in_hand and not self._claimer.is_owed and not self._router.is_flooded:
                 return
 
     async def _turn(self, conn: psycopg.AsyncConnection) -> bool:
@@ -212,14 +212,12 @@ class Fetcher:
         return self._buffer.in_hand + self._settler.count
 
     def _until_next_look(self) -> float:
-        looks = [self._claimer.not_before] if self._claimer.is_owed else []
-        if self._governed_is_owed:
+        looks = [] if self._router.next_look is None else [self._router.next_look]
+        if self._claimer.is_owed and not self._intake.is_full:
+            looks.append(self._claimer.not_before)
+        if self._governed_is_owed and not self._intake.is_full:
             looks.append(self._governed_not_before)
-        if self._router.next_look is not None:
-            looks.append(self._router.next_look)
-        if self._intake.is_full or not looks:
-            return self._poll_interval
-        return min(self._poll_interval, max(0.0, min(looks) - time.monotonic()))
+        return min(self._poll_interval, max(0.0, min(looks, default=math.inf) - time.monotonic()))
 
     async def _rest(self, seconds: float) -> None:
         try:

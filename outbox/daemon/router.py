@@ -34,6 +34,9 @@ QUIET_SECONDS = 0.1
 OVERTAKE_ROWS = 5000
 """Outbox rows of a flood that are passed at a time, to find what stands behind them."""
 
+OVERTAKE_SLOTS = 500
+"""How many of them are routed at a time, and leased as far as there are slots."""
+
 OVERTAKE_SECONDS = 0.05
 """Pause from one look behind a flood to the next; of one that is not passed to its end, as long as the look took."""
 
@@ -75,7 +78,7 @@ class Router:
     def next_look(self) -> float | None:
         """When there may be something to find though nothing rings, on the monotonic clock; None when not."""
         if self._flood:
-            return min(self._not_before, self._overtake_at) if self._has_many_slots else self._not_before
+            return min(self._not_before, self._overtake_at)
         return self._not_before if self.is_put_off else None
 
     def look_at_once(self) -> None:
@@ -90,7 +93,8 @@ class Router:
     async def look(self, conn: psycopg.AsyncConnection) -> bool:
         """Route what was captured, unless it is too early to; returns whether to look again at once."""
         now = time.monotonic()
-        self.is_put_off = now < self._not_before and not (self._flood and self._intake.is_hungry)
+        is_urgent = self.is_flooded and self._intake.is_hungry and not self._intake.is_full
+        self.is_put_off = now < self._not_before and not is_urgent
         if self.is_put_off:
             return False
         doorbell_was_up = self.doorbell_is_up
@@ -103,7 +107,7 @@ class Router:
         if routed.rows == 0 and doorbell_was_up and self.doorbell_is_up:
             self._not_before = now + QUIET_SECONDS
         self._marks.routed(now, at=routed.now, top=routed.top)
-        self._note_flood(routed, rooms, slots)
+        self._note_flood(routed, rooms, room, slots)
         await self._admit(conn, routed, now, rooms=rooms, room=room)
         if not routed.deliveries and not self._flood:
             self._ahead_at, self._routed_lately = 0.0, 0  # nobody wants it: perhaps what is behind it
@@ -112,10 +116,10 @@ class Router:
     def _limit(self, now: float, slots: int, rooms: Mapping[UUID, int], room: int) -> int:
         """Return how many rows to route. They may be for any config that has room; of a flood one knows for which."""
         if self._flood:
-            limit = min(slots, max(1, sum(rooms.get(config_id, 0) for config_id in self._flood)))
+            limit = max(1, min(slots, sum(rooms.get(config_id, 0) for config_id in self._flood)))
         else:
             limit = min(slots, max(MANY_SLOTS, sum(rooms.values()) + room))
-        if slots < MANY_SLOTS:
+        if slots < MANY_SLOTS and not self._flood:
             limit += AHEAD_ROWS
         elif now >= self._ahead_at:
             ahead = max(0, AHEAD_ROWS - self._routed_lately - limit)
@@ -123,14 +127,9 @@ class Router:
             self._ahead_at, self._routed_lately = now + AHEAD_SECONDS, -ahead  # those are of the time before
         return limit
 
-    def _note_flood(self, routed: Routed, rooms: Mapping[UUID, int], slots: int) -> None:
+    def _note_flood(self, routed: Routed, rooms: Mapping[UUID, int], room: int, slots: int) -> None:
         """Find out whose there is more of than they can take; then the next look waits until they have room."""
-        was_flooded, self._flood = self.is_flooded, frozenset()
-        taken = Counter(each.config_id for each in routed.deliveries)
-        # One that had nothing in hand is among the leased as soon as there is anything for it.
-        is_seen = slots >= MANY_SLOTS and taken.keys() <= rooms.keys()
-        if is_seen and routed.created and not routed.to_the_end:
-            self._flood = frozenset(config_id for config_id, room in rooms.items() if taken[config_id] >= room)
+        was_flooded, self._flood = self.is_flooded, self._whose_flood(routed, rooms, room, slots)
         self._claimer.is_flooded = self.is_flooded
         if not self._flood or routed.top is None:
             return
@@ -139,20 +138,34 @@ class Router:
         if not was_flooded:
             self._passed = self._pass_again_at = 0
 
+    def _whose_flood(self, routed: Routed, rooms: Mapping[UUID, int], room: int, slots: int) -> frozenset[UUID]:
+        """Return who was given all that he had room for, by a look after which there is more."""
+        if routed.to_the_end or not routed.created:
+            return frozenset()
+        if slots < MANY_SLOTS:
+            return self._flood  # who was given nothing may have got no slot
+        taken = Counter(each.config_id for each in routed.deliveries)
+        has_none = {config_id for config_id, own in rooms.items() if own == 0}
+        full = {config_id for config_id, count in taken.items() if count >= rooms.get(config_id, room)}
+        if routed.created > len(routed.deliveries):
+            full |= has_none  # it is theirs, as far as one can see
+        # A look that is no longer than a flood is wide may bring others' changes, and so less than all of it.
+        return frozenset(full | {each for each in self._flood if taken[each] or each in has_none})
+
     @property
     def may_overtake(self) -> bool:
         """Whether it is time to look behind a flood."""
-        return self.is_flooded and self._has_many_slots and time.monotonic() >= self._overtake_at
+        return self.is_flooded and time.monotonic() >= self._overtake_at
 
     async def overtake(self, conn: psycopg.AsyncConnection) -> None:
         """Route what stands behind the flood and is wanted by others. `look` may be under way on another connection."""
         now = time.monotonic()
         if now >= self._pass_again_at:
             self._passed, self._pass_seconds, self._pass_again_at = self._top, 0.0, math.inf
-        (rooms, room), slots = self._intake.rooms(), self._intake.reserve(MANY_SLOTS)
+        (rooms, room), slots = self._intake.rooms(), self._intake.reserve(OVERTAKE_SLOTS)
         try:
             routed = await queue.overtake(
-                conn, low=max(self._passed, self._top), scan=OVERTAKE_ROWS, flood=self._flood, rows=MANY_SLOTS,
+                conn, low=max(self._passed, self._top), scan=OVERTAKE_ROWS, flood=self._flood, rows=OVERTAKE_SLOTS,
                 slots=slots, room=room, rooms=rooms, lease=self._intake.lease,
             )  # fmt: skip
         except BaseException:
@@ -184,10 +197,6 @@ class Router:
         self._tally.leased_at_once += len(routed.deliveries)
         await self._intake.admit(conn, routed, now, reserved=reserved)
         self._intake.note(routed, rooms=rooms, room=room)
-
-    @property
-    def _has_many_slots(self) -> bool:
-        return self._intake.slots >= MANY_SLOTS
 
     @property
     def _slots(self) -> int:

@@ -1,7 +1,6 @@
 """A flood: more is captured for some than they can take. It stays in the outbox, and others' changes pass it by."""
 
 import asyncio
-import time
 from collections import Counter
 from uuid import UUID
 
@@ -35,6 +34,12 @@ def contacts(conn: psycopg.Connection) -> psycopg.Connection:
 
 def captured(conn: psycopg.Connection) -> int:
     row = conn.execute("select count(*) from outbox.outbox").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def owed_to(conn: psycopg.Connection, config_id: UUID) -> int:
+    row = conn.execute("select count(*) from outbox.deliveries where config_id = %s", [config_id]).fetchone()
     assert row is not None
     return int(row[0])
 
@@ -106,22 +111,52 @@ async def test_what_stands_behind_a_flood_is_leased(
             assert captured(contacts) > 3000
 
 
-async def test_a_flood_with_few_slots_left_lets_the_daemon_sleep(
-    contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("slots", [0, 50])
+async def test_a_flood_is_routed_and_passed_also_with_few_slots(
+    contacts: psycopg.Connection, db: str, slots: int
 ) -> None:
-    """There is none for what stands behind it, and so nothing to look for: large records use the slots up."""
-    monkeypatch.setattr(router_module, "AHEAD_SECONDS", 3600.0)
+    """Nothing rings, and who hangs gives no slot back; large records use the slots up."""
     with Receiver(default=Hang()) as receiver:
         add_config(contacts, receiver.url)
+        other = add_config(contacts, receiver.url, location_id="M")
         add_contacts(contacts, 1, 3000)
-        async with dispatching(db, allow_networks=LOOPBACK) as dispatcher:
+        contacts.execute("insert into contacts values (5000, 'M')")
+        async with dispatching(db, allow_networks=LOOPBACK, poll_interval=3600.0) as dispatcher:
             fetcher, intake = dispatcher._fetcher, dispatcher._fetcher._intake  # noqa: SLF001
-            await flood(fetcher)
-            intake._record_bytes = BYTES_IN_HAND / (dispatcher._buffer.in_hand + 50)  # noqa: SLF001
-            assert 0 < intake.slots < router_module.MANY_SLOTS
-            next_look = fetcher._router.next_look  # noqa: SLF001
-            assert next_look is not None
-            assert next_look > time.monotonic() + 1000
+            conn = await flood(fetcher)
+            in_hand, left = dispatcher._buffer.in_hand, captured(contacts)  # noqa: SLF001
+            intake._record_bytes = BYTES_IN_HAND / (in_hand + slots + 0.5)  # noqa: SLF001
+            assert intake.slots == slots
+            while not owed_to(contacts, other) or captured(contacts) > left - router_module.AHEAD_ROWS:
+                assert fetcher._router.is_flooded  # noqa: SLF001
+                await fetcher._turn(conn)  # noqa: SLF001
+                seconds = fetcher._until_next_look()  # noqa: SLF001
+                assert seconds <= 1.0
+                await asyncio.sleep(seconds)
+            assert leased_in(contacts, other) == (slots > 0)
+
+
+async def test_a_flood_among_which_others_are_captured_stays_in_the_outbox(
+    contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look brings one for a config that has nothing in hand, and could take more."""
+    monkeypatch.setattr(router_module, "AHEAD_SECONDS", 3600.0)
+    with Receiver(default=Hang()) as receiver:
+        flooded = add_config(contacts, receiver.url)
+        for number in range(300):
+            add_config(contacts, receiver.url, location_id=f"M{number}")
+        contacts.execute(
+            "insert into contacts select i, case when i % 20 = 0 then 'M' || i / 20 % 300 else 'L' end"
+            " from generate_series(1, 6000) i"
+        )
+        async with dispatching(db, allow_networks=LOOPBACK) as dispatcher:
+            conn = await flood(dispatcher._fetcher)  # noqa: SLF001
+            assert leased_in(contacts, flooded) == Settings(dsn=db).max_in_flight_per_config
+            assert captured(contacts) > 4000
+            await dispatcher._fetcher._router.overtake(conn)  # noqa: SLF001
+            await dispatcher._fetcher._router.overtake(conn)  # noqa: SLF001
+            assert captured(contacts) > 4000
+            assert len(owed(contacts)) == owed_to(contacts, flooded) + 300
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 50])
