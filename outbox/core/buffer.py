@@ -13,11 +13,15 @@ from uuid import UUID
 
 from outbox.core.model import Delivery
 
-AHEAD = 3000
-"""How many deliveries may wait in hand, all configs together. At 10,000 a second they last 300 ms."""
+AHEAD = 5000
+"""How many deliveries may wait in hand, all configs together. At 10,000 a second they last half a second."""
 
 LOOK_AHEAD = 0.15
 """Seconds: a config may have that much of its own pace waiting, so that a claim brings many and none waits long."""
+
+LOOK_AHEAD_ALONE = 0.4
+"""The same while no other config keeps up. The answer to a route comes in pieces, one in each turn of a busy event loop:
+with less, all in hand is sent before the next is here. Not more for all, because to take in much takes a long turn."""
 
 SHARES = 2
 """One config has this part of the buffer at most, however fast it is: others find slots, and claims stay short."""
@@ -101,6 +105,7 @@ class Buffer:
         self._limits: dict[UUID, int] = {}
         self._resume_at = -1
         self._lag = 0.0
+        self._others_keep_up = False
         self.in_flight = 0
         self.waiting = 0
         self.unsettled = 0
@@ -123,7 +128,7 @@ class Buffer:
         if elapsed <= 0:
             return
         falling, rising = min(1.0, elapsed / PACE_WINDOW), min(1.0, elapsed / RISE_WINDOW)
-        others_keep_up = any(not lane.more for lane in self._lanes.values())
+        self._others_keep_up = any(not lane.more for lane in self._lanes.values())
         for config_id, lane in list(self._lanes.items()):
             change = lane.finished / elapsed - lane.pace
             lane.pace += change * (rising if change > 0 else falling)
@@ -134,7 +139,7 @@ class Buffer:
             enough = max(1.0, lane.pace * TURN_GOAL)
             # By Little's law: whoever's POSTs take many turns of the loop has them elsewhere, and would lose by it.
             is_quick = lane.pace * self._lag * QUICK_TURNS >= lane.in_flight
-            if others_keep_up and lane.more and is_quick and lane.useful > enough:
+            if self._others_keep_up and lane.more and is_quick and lane.useful > enough:
                 lane.useful -= (lane.useful - enough) / 2
             else:
                 lane.useful = min(float(self._per_config), lane.useful + 1)
@@ -142,8 +147,9 @@ class Buffer:
     def rooms(self) -> dict[UUID, int]:
         """Return how many more may be claimed of each config that has something in hand, or had lately."""
         rooms = {}
+        look_ahead = LOOK_AHEAD if self._others_keep_up else LOOK_AHEAD_ALONE
         for config_id, lane in self._lanes.items():
-            lane.allowance = min(lane.limit + int(lane.pace * LOOK_AHEAD), max(lane.limit, self._capacity // SHARES))
+            lane.allowance = min(lane.limit + int(lane.pace * look_ahead), max(lane.limit, self._capacity // SHARES))
             rooms[config_id] = max(0, lane.allowance - lane.in_hand)
         return rooms
 

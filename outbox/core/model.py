@@ -132,8 +132,7 @@ class Delivery(NamedTuple):
         return UUID(self.webhook_id)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What a subscriber answered to one POST."""
 
     status: int

@@ -13,6 +13,9 @@ MAX_RETRY_AFTER = 86_400
 """Seconds. The contract caps what an answer may ask for at a day."""
 
 
+_DELIVERED = Delivered()
+
+
 @dataclass(frozen=True, slots=True)
 class Backoff:
     """Waits that grow: each is twice the last, up to `limit` seconds, and up to a quarter longer by `dice`.
@@ -44,7 +47,7 @@ def judge(
     """
     match result:
         case Answer(status=status) if 200 <= status < 300:  # noqa: PLR2004 - the contract's 2xx
-            return Delivered()
+            return _DELIVERED
         case Failure(kind=FailureKind.MISSING):
             return Dead(result.message)
         case Answer():

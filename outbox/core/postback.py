@@ -21,8 +21,8 @@ def _beginning(event_type: str, resource: str) -> str:
 
 
 def _form(**fields: str) -> str:
-    # yarl's quoter is compiled: a contact takes 4 µs against 24 µs of urllib.parse.
-    return URL.build(query=fields).raw_query_string
+    # yarl's quoter is compiled: a contact takes 4 µs against 24 µs of urllib.parse. Pairs, because it is quicker then.
+    return URL.build(query=tuple(fields.items())).raw_query_string
 
 
 def headers(

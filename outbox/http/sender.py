@@ -5,7 +5,6 @@ connection.py, or puts its own words into a message.
 """
 
 import asyncio
-import dataclasses
 import email.utils
 import functools
 import math
@@ -102,7 +101,7 @@ class Sender:
         await asyncio.sleep(0)  # transports close in the loop's next turn
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer | Failure:
-        """Send one POST, the URL and the body byte for byte.
+        """Send one POST, the URL and the body byte for byte. Names of `headers` are ours, their values checked.
 
         Raises UnsentError when nothing was sent and no subscriber is to blame, and nothing else but CancelledError.
         """
@@ -110,7 +109,8 @@ class Sender:
         if target is None:
             return Failure(FailureKind.RESOLVE, "the URL is no absolute http or https URL with a host")
         fields = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-        if _NOT_IN_FIELD.search(fields.replace("\r\n", "", len(headers))):
+        values = "".join(headers.values())
+        if not (values.isascii() and values.isprintable()) and _NOT_IN_FIELD.search(values):
             return Failure(FailureKind.BROKEN, "a field of the request can not be sent")
         head = b"%b%bContent-Length: %d\r\n\r\n" % (target.head, fields.encode("latin-1"), len(body))
         end = self._loop.time() + self._timeout
@@ -139,7 +139,7 @@ class Sender:
                 connection.close()
         if isinstance(result, Answer) and (wait := connection.fields.get(b"retry-after")) is not None:
             now = datetime.fromtimestamp(time.time(), UTC)
-            return dataclasses.replace(result, retry_after=retry_after(wait, connection.fields.get(b"date"), now))
+            return result._replace(retry_after=retry_after(wait, connection.fields.get(b"date"), now))
         return result
 
     async def _dial(self, endpoint: Endpoint, end: float) -> Connection | Failure:  # noqa: PLR0911 - a table of errors
