@@ -20,7 +20,7 @@ LOOK_AHEAD = 0.15
 """Seconds: a config may have that much of its own pace waiting, so that a claim brings many and none waits long."""
 
 LOOK_AHEAD_ALONE = 0.4
-"""The same while no other config keeps up. The answer to a route comes in pieces, one in each turn of a busy event loop:
+"""The same while no other config keeps up. The answer to a route comes in pieces, one a turn of a busy event loop:
 with less, all in hand is sent before the next is here. Not more for all, because to take in much takes a long turn."""
 
 SHARES = 2
