@@ -17,7 +17,7 @@ from outbox.cli.options import run_async
 from outbox.core.model import Attempt, Delivered
 from outbox.demo.contacts import DDL
 from outbox.demo.embedded import EmbeddedPostgres
-from outbox.postgres import queue
+from outbox.postgres import queue, routing
 from outbox.postgres.migrations import migrate
 from outbox.postgres.pool import Link
 
@@ -129,7 +129,7 @@ async def _time_once(conn: psycopg.AsyncConnection, ground: Ground, after: UUID)
         settle = time.perf_counter() - begun
         await conn.execute(debt.CAPTURED.encode(), {"count": SLOTS, "configs": ground.locations})
         begun = time.perf_counter()
-        routed = await queue.route(conn, low=0, rows=SLOTS, slots=SLOTS, room=SLOTS, rooms={}, lease=60)
+        routed = await routing.route(conn, low=0, rows=SLOTS, slots=SLOTS, room=SLOTS, rooms={}, lease=60)
         route = time.perf_counter() - begun
     finally:
         await conn.execute("rollback")

@@ -9,7 +9,7 @@ from uuid import UUID
 import psycopg
 
 from outbox.core.model import Attempt, Delivery, Outcome
-from outbox.postgres import queue
+from outbox.postgres import queue, routing
 
 
 def attach_contacts(conn: psycopg.Connection) -> None:
@@ -31,7 +31,7 @@ def add_config(conn: psycopg.Connection, location: str = "L") -> UUID:
 
 async def route(conn: psycopg.AsyncConnection) -> int:
     """Make deliveries of what was captured."""
-    return (await queue.route(conn, low=0, rows=10_000, slots=0, room=0, rooms={}, lease=60)).rows
+    return (await routing.route(conn, low=0, rows=10_000, slots=0, room=0, rooms={}, lease=60)).rows
 
 
 async def claim(conn: psycopg.AsyncConnection) -> list[Delivery]:

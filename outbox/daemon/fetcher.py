@@ -17,7 +17,7 @@ from outbox.daemon.outage import Outage, Patience
 from outbox.daemon.router import Router
 from outbox.daemon.settler import Settler
 from outbox.daemon.targets import Targets
-from outbox.postgres import governed, queue
+from outbox.postgres import governed, routing
 from outbox.postgres.pool import TRANSIENT, Link
 
 GOVERNED_SHARE = 4
@@ -197,7 +197,7 @@ class Fetcher:
         if not self._router.doorbell_is_up and not self._link.is_pooled:  # nobody hears it there, and it costs
             # First, because it may ring before the answer is here; after the answer that ring would be forgotten.
             self._router.doorbell_is_up = True
-            again = await queue.raise_doorbell(conn)
+            again = await routing.raise_doorbell(conn)
         if self._looked_with_nothing_in_hand:
             again = again or bool(self._marks) or self._router.is_put_off
             again = again or self._claimer.is_owed or self._governed_is_owed

@@ -16,8 +16,8 @@ from outbox.core.marks import Marks
 from outbox.core.tally import Tally
 from outbox.daemon.claimer import Claimer
 from outbox.daemon.intake import Intake
-from outbox.postgres import queue
-from outbox.postgres.queue import Routed
+from outbox.postgres import routing
+from outbox.postgres.routing import Routed
 
 AHEAD_ROWS = 500
 """Outbox rows that are routed in each AHEAD_SECONDS at least, if there are as many: a subscriber that is slow must not
@@ -100,7 +100,7 @@ class Router:
         doorbell_was_up = self.doorbell_is_up
         (rooms, room), slots = self._intake.rooms(), self._slots
         limit = self._limit(now, slots, rooms, room)
-        routed = await queue.route(
+        routed = await routing.route(
             conn, low=self._marks.low(now), rows=limit, slots=slots, room=room, rooms=rooms, lease=self._intake.lease
         )
         self.is_captured_now = routed.rows > 0 and routed.to_the_end
@@ -164,7 +164,7 @@ class Router:
             self._passed, self._pass_seconds, self._pass_again_at = self._top, 0.0, math.inf
         (rooms, room), slots = self._intake.rooms(), self._intake.reserve(OVERTAKE_SLOTS)
         try:
-            routed = await queue.overtake(
+            routed = await routing.overtake(
                 conn, low=max(self._passed, self._top), scan=OVERTAKE_ROWS, flood=self._flood, rows=OVERTAKE_SLOTS,
                 slots=slots, room=room, rooms=rooms, lease=self._intake.lease,
             )  # fmt: skip

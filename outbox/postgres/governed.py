@@ -11,7 +11,8 @@ from psycopg import AsyncConnection
 
 from outbox.core.model import Delivery
 from outbox.postgres.circuits import FIRST_PROBE_SECONDS, LONGEST_PROBE_SECONDS
-from outbox.postgres.queue import ID_BEGINS, Claimed
+from outbox.postgres.queue import Claimed
+from outbox.postgres.routing import ID_BEGINS
 
 CONFIGS_AT_ONCE = 50
 """Configs that one claim serves: of a thousand the next fifty are served by the next claim."""

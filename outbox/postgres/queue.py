@@ -1,152 +1,16 @@
-"""The queue: route, claim, settle, release. Each handles many rows in one statement; each says why it is so.
+"""The queue: claim, settle, release. Each handles many rows in one statement; each says why it is so.
 
 Only the database's now() decides when something is due. No statement here holds a transaction open over a POST.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import LiteralString
 from uuid import UUID
 
 from psycopg import AsyncConnection
 
 from outbox.core.model import Attempt, Delivery, Retry
-
-# An event's id begins with its seq: 60 bits, and the version between them, so that ids sort in the order of capture.
-ID_BEGINS: LiteralString = "encode(int8send((({seq} >> 12) << 16) | 32768 | ({seq} & 4095)), 'hex')"
-
-# Route: outbox rows become events and their deliveries, in one statement, so that a crash loses or doubles nothing.
-#
-# The tempting `delete … where seq in (select … limit n for update skip locked)` may run its subquery twice and take
-# more than n: the materialized CTE is run once. `low` skips what was taken since: while somebody holds a snapshot
-# open, all taken rows are still in the index, and a scan from its beginning would read them each time.
-#
-# The event's id carries seq in its first 60 bits (ids sort by capture) and 60 that nobody can guess (never the same id
-# twice, also after a restored backup set the sequence back; who knows one knows no other). They are made of one random
-# value for the statement: asked for row by row, it is three system calls each where PostgreSQL has no OpenSSL. The
-# first `slots` deliveries, at most `room` per config, are leased at once and come back ready to send: the happy path
-# is insert, delete, log, and no update.
-_TAKE_THE_FIRST: LiteralString = """
-taken as materialized (
-    select o.seq from outbox.outbox as o
-    where o.seq > %(low)s order by o.seq limit %(rows)s
-    for no key update skip locked
-)
-"""
-
-# Overtake: takes no more of a flood, but what stands behind it and is wanted by another config. It reads on
-# from where it came to (`low`), so that each row of a flood is read once, and not each is matched with the configs but
-# each kind of row among `scan`. What a config with strict order wants keeps its place, and so does what a config of the
-# flood wants from its own location: of the changes of one record it should not see the last one first.
-_TAKE_FROM_BEHIND: LiteralString = """
-seen as materialized (
-    select o.seq, o.type::text as type, o.resource, o.location_id, o.product_transaction_id
-    from outbox.outbox as o where o.seq > %(low)s order by o.seq limit %(scan)s
-), wanted as materialized (
-    select k.* from (select distinct s.type, s.resource, s.location_id, s.product_transaction_id from seen as s) as k
-    where (
-        select bool_or(c.sends and not c.floods)
-            and bool_and(c.strict_order = 'off' and (c.location_id is null or not c.floods))
-        from (select m.*, m.id = any(%(flood)s::uuid[]) as floods from ({matching}) as m) as c
-    )
-), chosen as materialized (
-    select s.seq from seen as s
-    where (s.type, s.resource, coalesce(s.location_id, ''), coalesce(s.product_transaction_id, '')) in (
-        select w.type, w.resource, coalesce(w.location_id, ''), coalesce(w.product_transaction_id, '') from wanted as w
-    )
-    order by s.seq limit %(rows)s
-), taken as materialized (
-    select o.seq from chosen as c
-    cross join lateral (select o.seq from outbox.outbox as o where o.seq = c.seq for no key update skip locked) as o
-)
-"""
-_COME_TO: LiteralString = """
-select case when (select count(*) from chosen) < %(rows)s then (select max(seq) from seen) else max(c.seq) end
-from chosen as c
-"""
-_TO_THE_END: LiteralString = """
-(select count(*) from seen) < %(scan)s and (select count(*) from chosen) < %(rows)s
-"""
-
-# Two looks into the index: the tempting `location_id is null or …` may compare each event with each config.
-_MATCHING: LiteralString = """
-        select c.id, c.location_id, c.revision, c.paused_at is null and not c.governed as sends, c.strict_order
-        from (
-            select c.* from outbox.postback_configs as c
-            where c.resource = {row}.resource and c.location_id = {row}.location_id
-                and c.is_active and c.deleted_at is null
-            union all
-            select c.* from outbox.postback_configs as c
-            where c.resource = {row}.resource and c.location_id is null and c.is_active and c.deleted_at is null
-        ) as c
-        where (c.product_transaction_id is null or c.product_transaction_id = {row}.product_transaction_id)
-            and case {row}.type when 'CREATE' then c.on_create when 'UPDATE' then c.on_update else c.on_delete end
-"""
-
-_ROUTED: LiteralString = """
-with {taken}, removed as (
-    delete from outbox.outbox as o using taken as t where o.seq = t.seq
-    returning o.seq, o.created_at, o.type::text as type, o.resource, o.resource_id, o.location_id,
-        o.product_transaction_id, o.data, o.expansions, o.traceparent
-), named as materialized (
-    select r.*, (
-        {id_begins} || '8' || left(encode(sha256(((select gen_random_uuid()::text) || r.seq)::bytea), 'hex'), 15)
-    )::uuid as id
-    from removed as r
-), kept as (
-    insert into outbox.events (
-        id, created_at, type, resource, resource_id, location_id, product_transaction_id, data, expansions, traceparent
-    )
-    select n.id, n.created_at, n.type, n.resource, n.resource_id, n.location_id, n.product_transaction_id, n.data,
-        n.expansions, n.traceparent
-    from named as n
-), matched as materialized (
-    select n.*, c.id as config_id, c.revision,
-        case when c.sends then row_number() over (partition by c.id order by n.seq) end as place,
-        case when c.strict_order <> 'off' then hashtextextended(n.resource_id, 0) end as order_key
-    from named as n
-    cross join lateral (
-        -- What a governed config is owed waits for claim_governed, which knows its rules.
-{matching}    ) as c
-), ranked as materialized (
-    -- The first of each config come before the second of any: one that is owed much leaves slots to the others.
-    select m.*, fits and row_number() over (order by fits desc, m.place, m.seq) <= %(slots)s as leased
-    from (
-        -- Not a join: without hashing it reads all that are busy for each row, at five times the price.
-        select m.*, coalesce(m.place <= coalesce(
-            (%(rooms)s::integer[])[array_position(%(busy)s::uuid[], m.config_id)], %(room)s
-        ), false) as fits
-        from matched as m
-    ) as m
-), owed as (
-    insert into outbox.deliveries (event_id, config_id, event_created_at, order_key, attempts, leased, due_at)
-    select r.id, r.config_id, r.created_at, r.order_key, r.leased::integer, r.leased,
-        now() + case when r.leased then make_interval(secs => %(lease)s) else interval '0' end
-    from ranked as r
-    order by r.id, r.config_id
-)
-select now(), (select count(*) from named)::integer as routed, ({come_to}) as seq, {to_the_end} as to_the_end,
-    (select count(*) from ranked)::integer as created,
-    r.id::text, r.config_id, 1 as attempts, 0 as attempts_uncounted, r.created_at, r.revision, r.type, r.resource,
-    r.data::text, r.expansions::text, r.traceparent
-from (select 1) as one
-left join ranked as r on r.leased
-"""
-
-
-def _routed(taken: LiteralString, *, come_to: LiteralString, to_the_end: LiteralString) -> bytes:
-    """Return the statement that routes what `taken` chooses; `come_to`: up to where it looked; `to_the_end`: if so."""
-    whole = _ROUTED.replace("{taken}", taken.replace("{matching}", _MATCHING.replace("{row}", "k")))
-    whole = whole.replace("{matching}", _MATCHING.replace("{row}", "n")).replace("{come_to}", come_to)
-    whole = whole.replace("{to_the_end}", to_the_end)
-    return whole.replace("{id_begins}", ID_BEGINS.replace("{seq}", "r.seq")).encode()
-
-
-_ROUTE = _routed(
-    _TAKE_THE_FIRST, come_to="select max(seq) from named", to_the_end="(select count(*) from taken) < %(rows)s"
-)
-_OVERTAKE = _routed(_TAKE_FROM_BEHIND, come_to=_COME_TO, to_the_end=_TO_THE_END)
 
 # Claim: due deliveries, fair over configs.
 #
@@ -334,61 +198,6 @@ class Claimed:
     """Up to what was due when a claim came with each of these configs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Routed(Claimed):
-    """What a route did."""
-
-    rows: int
-    """Outbox rows that became events."""
-    top: int | None
-    """The highest seq that it came to; None where there was nothing to look at."""
-    to_the_end: bool
-    """Whether there was no more to look at."""
-    created: int
-    """Deliveries that they are owed, those that were not leased to us included."""
-
-
-async def route(
-    conn: AsyncConnection, *, low: int, rows: int, slots: int, room: int, rooms: Mapping[UUID, int], lease: float
-) -> Routed:
-    """Turn up to `rows` outbox rows above `low` into events and deliveries.
-
-    Leases to us at most `slots` of them, at most `rooms[config]` or else `room` of one config, for `lease` seconds.
-    """
-    limits = {"low": low, "rows": rows, "slots": slots, "room": room, "lease": lease}
-    return await _route(conn, _ROUTE, rooms, limits)
-
-
-async def overtake(
-    conn: AsyncConnection,
-    *,
-    low: int,
-    scan: int,
-    flood: Collection[UUID],
-    rows: int,
-    slots: int,
-    room: int,
-    rooms: Mapping[UUID, int],
-    lease: float,
-) -> Routed:
-    """Route as `route` does what another config than those of the `flood` wants; looks at `scan` rows above `low`.
-
-    The result's `top` is where the next look goes on.
-    """
-    limits = {"low": low, "scan": scan, "rows": rows, "slots": slots, "room": room, "lease": lease}
-    return await _route(conn, _OVERTAKE, rooms, limits | {"flood": list(flood)})
-
-
-async def _route(
-    conn: AsyncConnection, statement: bytes, rooms: Mapping[UUID, int], others: Mapping[str, object]
-) -> Routed:
-    parameters = {**others, "busy": list(rooms), "rooms": list(rooms.values())}
-    found = await (await conn.execute(statement, parameters, binary=True)).fetchall()
-    now, routed, top, to_the_end, created = found[0][:5]
-    deliveries = [Delivery._make(row[5:]) for row in found if row[5] is not None]
-    return Routed(deliveries, now, routed, top, to_the_end, created)
-
-
 async def claim(
     conn: AsyncConnection,
     *,
@@ -477,15 +286,3 @@ def _storable(text: str) -> str:
 def _times(times: Iterable[datetime]) -> str:
     """Return an array of microseconds since 1970: a time's own text takes five times as long to make and to read."""
     return _array(str((time - _EPOCH) // _MICROSECOND) for time in times)
-
-
-# The doorbell: raised before sleeping, cleared by the first capture after. Read first, because each setval is WAL.
-_RAISE_DOORBELL = """
-select setval('outbox.doorbell', 2) from outbox.doorbell where last_value <> 2
-"""
-
-
-async def raise_doorbell(conn: AsyncConnection) -> bool:
-    """Ask to be notified of the next capture. Returns whether nobody had asked: then look once more before sleeping."""
-    cursor = await conn.execute(_RAISE_DOORBELL.encode())
-    return await cursor.fetchone() is not None

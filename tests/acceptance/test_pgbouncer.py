@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import psycopg
 import pytest
 
-from outbox.postgres import queue
+from outbox.postgres import routing
 from outbox.postgres.pool import Link
 from outbox.settings import Pooling, Settings
 from tests.apis import new_user, serving
@@ -246,7 +246,7 @@ async def test_each_statement_brings_its_settings(bouncer: PgBouncer, pooling: P
             asked = "select current_setting('plan_cache_mode'), current_setting('enable_seqscan'), %s::int"
             row = await (await conn.execute(asked.encode(), [1], binary=True)).fetchone()
             assert row == ("force_generic_plan", "off", 1)
-        assert (await queue.route(conn, low=0, rows=1, slots=1, room=1, rooms={}, lease=1)).rows == 0
+        assert (await routing.route(conn, low=0, rows=1, slots=1, room=1, rooms={}, lease=1)).rows == 0
         with pytest.raises(psycopg.errors.DivisionByZero):
             await conn.execute("select 1 / %s", [0])
         assert conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE

@@ -10,7 +10,7 @@ import pytest
 
 from outbox.core.circuit import Change, Run
 from outbox.core.model import Attempt, Dead, Delivered, Delivery, Outcome, Retry
-from outbox.postgres import circuits, governed, queue
+from outbox.postgres import circuits, governed, queue, routing
 from outbox.postgres.pool import Link
 from outbox.postgres.replay import replay
 from outbox.postgres.selection import Filter, State
@@ -34,7 +34,7 @@ def contacts(conn: psycopg.Connection) -> psycopg.Connection:
 
 
 async def route(conn: psycopg.AsyncConnection, *, rows: int = 1000, slots: int = 100) -> list[Delivery]:
-    return (await queue.route(conn, low=0, rows=rows, slots=slots, room=100, rooms={}, lease=60)).deliveries
+    return (await routing.route(conn, low=0, rows=rows, slots=slots, room=100, rooms={}, lease=60)).deliveries
 
 
 async def claim(conn: psycopg.AsyncConnection, *, slots: int = 100, room: int = 100) -> list[Delivery]:

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from outbox.core.model import Attempt, Dead, Delivered, Delivery, Outcome, Retry
-from outbox.postgres import queue
+from outbox.postgres import queue, routing
 from outbox.postgres.pool import Link
 
 START = UUID(int=0)
@@ -43,7 +43,7 @@ def add_config(conn: psycopg.Connection, **fields: object) -> UUID:
 
 
 async def route(conn: psycopg.AsyncConnection, slots: int = 0, room: int = 10) -> tuple[int, list[Delivery]]:
-    routed = await queue.route(conn, low=0, rows=1000, slots=slots, room=room, rooms={}, lease=60)
+    routed = await routing.route(conn, low=0, rows=1000, slots=slots, room=room, rooms={}, lease=60)
     return routed.rows, routed.deliveries
 
 
@@ -80,8 +80,8 @@ async def test_route_makes_one_event_and_a_delivery_for_each_config_that_wants_i
 
 async def overtake(
     conn: psycopg.AsyncConnection, flood: list[UUID], *, low: int = 0, scan: int = 1000, rows: int = 100
-) -> queue.Routed:
-    return await queue.overtake(
+) -> routing.Routed:
+    return await routing.overtake(
         conn, low=low, scan=scan, flood=flood, rows=rows, slots=100, room=10, rooms={}, lease=60
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ import pytest
 from psycopg.rows import Row
 
 from outbox.core.model import Attempt, Delivered, Delivery
-from outbox.postgres import queue
+from outbox.postgres import queue, routing
 from outbox.postgres.pool import Link
 
 OWED, CONFIGS, SLOTS = 50_000, 500, 100
@@ -151,7 +151,7 @@ async def test_a_claim_reads_little_of_what_was_delivered_while_somebody_holds_a
         holder.execute("set transaction isolation level repeatable read")
         holder.execute("select from outbox.deliveries")
         for _ in range(60):  # each at a moment of its own
-            await queue.route(daemons.conn, low=0, rows=100, slots=0, room=1, rooms={}, lease=60)
+            await routing.route(daemons.conn, low=0, rows=100, slots=0, room=1, rooms={}, lease=60)
         reached: dict[UUID, dt.datetime] = {}
         for _ in range(50):
             rooms = dict.fromkeys(reached, SLOTS)
@@ -193,7 +193,7 @@ async def test_a_route_reads_the_configs_that_match_and_nothing_that_is_owed(
     """With 500 configs it looks at those of the event's location."""
     owing.execute(_CAPTURED.encode(), [CONFIGS, 5 * SLOTS])
     await daemons.conn.execute("begin")
-    routed = await queue.route(daemons.conn, low=0, rows=SLOTS, slots=SLOTS, room=10, rooms={}, lease=60)
+    routed = await routing.route(daemons.conn, low=0, rows=SLOTS, slots=SLOTS, room=10, rooms={}, lease=60)
     await daemons.conn.execute("rollback")
     assert routed.rows == SLOTS == len(routed.deliveries)
     read = await daemons.read_again()
@@ -215,11 +215,11 @@ async def test_a_look_behind_a_flood_reads_each_of_its_rows_once_and_the_configs
     row = owing.execute("select id from outbox.postback_configs where location_id = 'L0'").fetchone()
     assert row is not None
     await daemons.conn.execute("begin")
-    found = await queue.overtake(
+    found = await routing.overtake(
         daemons.conn, low=0, scan=1000, flood=[row[0]], rows=SLOTS, slots=SLOTS, room=10, rooms={}, lease=60
     )
     assert (found.rows, found.deliveries) == (0, [])
-    found = await queue.overtake(
+    found = await routing.overtake(
         daemons.conn, low=found.top or 0, scan=20_000, flood=[row[0]], rows=SLOTS, slots=SLOTS, room=10, rooms={},
         lease=60,
     )  # fmt: skip
