@@ -28,6 +28,9 @@ AHEAD_SECONDS = 0.1
 MANY_SLOTS = 100
 """With so many free slots no more is routed than could be leased, but for that."""
 
+MOST_OTHERS = 0.25
+"""What part of a look may be others' for a flood. Where more is, all is routed: passing it by would take longer."""
+
 QUIET_SECONDS = 0.1
 """How long no route looks where the last one found nothing and the doorbell, which was up by then, does not ring."""
 
@@ -150,7 +153,10 @@ class Router:
         if routed.created > len(routed.deliveries):
             full |= has_none  # it is theirs, as far as one can see
         # A look that is no longer than a flood is wide may bring others' changes, and so less than all of it.
-        return frozenset(full | {each for each in self._flood if taken[each] or each in has_none})
+        flood = frozenset(full | {each for each in self._flood if taken[each] or each in has_none})
+        others = sum(count for config_id, count in taken.items() if config_id not in flood)
+        is_mixed = routed.created >= MANY_SLOTS and others > routed.created * MOST_OTHERS
+        return frozenset() if is_mixed else flood
 
     @property
     def may_overtake(self) -> bool:

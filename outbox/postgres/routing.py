@@ -41,18 +41,18 @@ seen as materialized (
     select o.seq, o.type::text as type, o.resource, o.location_id, o.product_transaction_id
     from outbox.outbox as o where o.seq > %(low)s order by o.seq limit %(scan)s
 ), wanted as materialized (
-    select k.* from (select distinct s.type, s.resource, s.location_id, s.product_transaction_id from seen as s) as k
+    -- Not distinct kinds, and then a join: without hashing it compares each row with each kind.
+    select k.seqs from (
+        select s.type, s.resource, s.location_id, s.product_transaction_id, array_agg(s.seq) as seqs
+        from seen as s group by s.type, s.resource, s.location_id, s.product_transaction_id
+    ) as k
     where (
         select bool_or(c.sends and not c.floods)
             and bool_and(c.strict_order = 'off' and (c.location_id is null or not c.floods))
         from (select m.*, m.id = any(%(flood)s::uuid[]) as floods from ({matching}) as m) as c
     )
 ), chosen as materialized (
-    select s.seq from seen as s
-    where (s.type, s.resource, coalesce(s.location_id, ''), coalesce(s.product_transaction_id, '')) in (
-        select w.type, w.resource, coalesce(w.location_id, ''), coalesce(w.product_transaction_id, '') from wanted as w
-    )
-    order by s.seq limit %(rows)s
+    select s.seq from wanted as w cross join lateral unnest(w.seqs) as s (seq) order by s.seq limit %(rows)s
 ), taken as materialized (
     select o.seq from chosen as c
     cross join lateral (select o.seq from outbox.outbox as o where o.seq = c.seq for no key update skip locked) as o

@@ -159,6 +159,27 @@ async def test_a_flood_among_which_others_are_captured_stays_in_the_outbox(
             assert len(owed(contacts)) == owed_to(contacts, flooded) + 300
 
 
+async def test_where_much_is_for_others_it_is_no_flood(
+    contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passing by what one config is owed would take longer than routing it."""
+    monkeypatch.setattr(router_module, "AHEAD_SECONDS", 3600.0)
+    with Receiver(default=Hang()) as receiver:
+        add_config(contacts, receiver.url)
+        for number in range(300):
+            add_config(contacts, receiver.url, location_id=f"M{number}")
+        contacts.execute(
+            "insert into contacts select i, case when i % 2 = 0 then 'M' || i % 300 else 'L' end"
+            " from generate_series(1, 3000) i"
+        )
+        async with dispatching(db, allow_networks=LOOPBACK) as dispatcher:
+            fetcher = dispatcher._fetcher  # noqa: SLF001
+            conn = await fetcher._link.connection()  # noqa: SLF001
+            while await fetcher._router.look(conn):  # noqa: SLF001
+                pass
+            assert captured(contacts) == 0
+
+
 @pytest.mark.parametrize("slots", [1, 2, 3, 50])
 async def test_a_turn_with_few_slots_left_by_a_flood_is_followed_by_a_rest(
     contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch, slots: int
