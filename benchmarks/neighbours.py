@@ -1,14 +1,16 @@
 """What slow and flooded subscribers cost the healthy ones: from commit to first byte, with the sick and without.
 
 `python -m benchmarks.neighbours [seconds] [rounds] [debt] [events a second]`. A hundred configs get equal traffic, far
-below what the daemon can do. In turn all are healthy; one hangs, one answers in 5 s and one refuses; and one more owes
-`debt`, to a receiver that answers at once and to one that answers in 50 ms. The clock is the machine's monotonic one.
+below what the daemon can do. In turn all are healthy; one hangs, one answers in 5 s and one refuses; one more owes
+`debt`, to a receiver that answers at once and to one that answers in 50 ms; and BATCH changes for one more, with these
+receivers, are captured in one statement. The clock is the machine's monotonic one.
 """
 
 import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -17,6 +19,9 @@ import psycopg
 from benchmarks import debt, stage
 
 CONFIGS = 100
+BATCH = 50_000
+BATCHED = CONFIGS
+"""The number of the config that the batch is for."""
 HANG, SLOW, REFUSING = 0, 1, 2
 """The numbers of the sick ones."""
 WARM_UP = 2.0
@@ -28,11 +33,16 @@ _INSERT = """
 insert into public.contacts (location_id, last_name, first_name, email, address, city)
 values (%s, 'Jones', 'Zoë', 'zoe@example.com', '1 Main St & Co', 'Örebro') returning id
 """
+_BATCH = """
+insert into public.contacts (location_id, last_name, first_name, email, address, city)
+select %s, 'Jones', 'Zoë', 'zoe@example.com', '1 Main St & Co', 'Örebro' from generate_series(1, %s)
+"""
 # As they were before: what went wrong in one run is nothing to the next.
 _RECOVER = """
 update outbox.postback_configs set circuit_opened_at = null, exhausted_at = null, disabled_at = null,
     disabled_reason = null, is_active = true;
 delete from outbox.config_state;
+truncate outbox.outbox;
 delete from outbox.deliveries where config_id in (select id from outbox.postback_configs where resource = 'contact');
 truncate public.contacts
 """
@@ -40,11 +50,16 @@ truncate public.contacts
 
 @dataclass(frozen=True)
 class Scene:
-    """A way in which some are sick: the receivers of configs by number, and that of the flooded one, if it sends."""
+    """A way in which some are sick.
+
+    The receivers of configs by number, that of the one with a debt, if it sends, and that of the one with a batch, if
+    there is one.
+    """
 
     name: str
     sick: Mapping[int, str]
     flooded: str | None = None
+    batched: str | None = None
 
 
 def run(
@@ -55,9 +70,12 @@ def run(
         conn.execute(_RECOVER)
         _point(conn, receiver.url, scene)
         receiver.ask("times")  # begins anew
-        with stage.daemon(dsn, OUTBOX_DRAIN_TIMEOUT="1") as daemon:
+        with stage.daemon(dsn, OUTBOX_DRAIN_TIMEOUT="1") as daemon, ThreadPoolExecutor(1) as beside:
             daemon.wait_until_started()
+            batch = beside.submit(_capture_batch, dsn) if scene.batched else None
             committed = _write(conn, seconds=WARM_UP + seconds, rate=rate)
+            if batch:
+                batch.result()
             arrived = _arrivals(conn, receiver, committed)
             peak = daemon.memory()
     begun = min(committed.values()) + WARM_UP
@@ -69,7 +87,7 @@ def run(
 def _point(conn: psycopg.Connection, url: str, scene: Scene) -> None:
     """Let the configs have the receivers of the scene."""
     conn.execute("update outbox.postback_configs set url = %s where resource = 'contact'", [url])
-    for number, sick in scene.sick.items():
+    for number, sick in {**scene.sick, BATCHED: scene.batched or url}.items():
         conn.execute(
             "update outbox.postback_configs set url = %s where resource = 'contact' and location_id = %s",
             [sick, f"location-{number}"],
@@ -78,6 +96,13 @@ def _point(conn: psycopg.Connection, url: str, scene: Scene) -> None:
         "update outbox.postback_configs set url = %s, paused_at = case when %s then now() end where resource = 'flood'",
         [scene.flooded or url, scene.flooded is None],
     )
+
+
+def _capture_batch(dsn: str) -> None:
+    """Have the batch captured when what is counted begins."""
+    time.sleep(WARM_UP)
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute(_BATCH, [f"location-{BATCHED}", BATCH])
 
 
 def _write(conn: psycopg.Connection, *, seconds: float, rate: float) -> dict[str, float]:
@@ -126,9 +151,11 @@ def measure(seconds: int = 20, rounds: int = 3, owed: int = 1_000_000, rate: int
             Scene("3 sick", {HANG: hanging.url, SLOW: slow.url, REFUSING: refusing}),
             Scene("1 owes much, answers at once", {}, at_once.url),
             Scene("1 owes much, answers in 50 ms", {}, distant.url),
+            Scene("a batch of 1, answers at once", {}, batched=at_once.url),
+            Scene("a batch of 1, answers in 50 ms", {}, batched=distant.url),
         ]
         with psycopg.connect(dsn, autocommit=True) as conn:
-            debt.add_configs(conn, healthy.url, CONFIGS)
+            debt.add_configs(conn, healthy.url, CONFIGS + 1)  # and that of the batch
             debt.add_configs(conn, healthy.url, 1, resource="flood")
             debt.owe(conn, owed, configs=1, resource="flood")
             for _ in range(rounds):
@@ -149,7 +176,7 @@ def measure(seconds: int = 20, rounds: int = 3, owed: int = 1_000_000, rate: int
     figures["still owed at the end"] = left[0] if left else 0
     stage.record(
         "neighbours", figures,
-        {"configs": CONFIGS, "events/s": rate, "seconds": seconds, "rounds": rounds, "one owes": owed},
+        {"configs": CONFIGS, "events/s": rate, "seconds": seconds, "rounds": rounds, "one owes": owed, "batch": BATCH},
     )  # fmt: skip
 
 

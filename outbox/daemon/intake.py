@@ -1,6 +1,7 @@
 """Intake: how much may be claimed now, by number and by size, and the taking in hand of what was."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping
 from uuid import UUID
@@ -58,6 +59,11 @@ class Intake:
         in_hand = self._buffer.in_hand + self._reserved
         by_size = max(0 if in_hand else 1, int(BYTES_IN_HAND / (self._record_bytes or FIRST_GUESS)) - in_hand)
         return min(max(0, self._buffer.slots - self._reserved), by_size)
+
+    @property
+    def records(self) -> float:
+        """How many records make up what may be in hand, by the mean size of the last ones; inf before there was one."""
+        return math.inf if self._record_bytes is None else BYTES_IN_HAND / self._record_bytes
 
     @property
     def is_full(self) -> bool:

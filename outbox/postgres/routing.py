@@ -47,7 +47,7 @@ seen as materialized (
         from seen as s group by s.type, s.resource, s.location_id, s.product_transaction_id
     ) as k
     where (
-        select bool_or(c.sends and not c.floods)
+        select bool_or(c.wants and not c.floods)
             and bool_and(c.strict_order = 'off' and (c.location_id is null or not c.floods))
         from (select m.*, m.id = any(%(flood)s::uuid[]) as floods from ({matching}) as m) as c
     )
@@ -68,7 +68,7 @@ _TO_THE_END: LiteralString = """
 
 # Two looks into the index: the tempting `location_id is null or …` may compare each event with each config.
 _MATCHING: LiteralString = """
-        select c.id, c.location_id, c.revision, c.paused_at is null and not c.governed as sends, c.strict_order
+        select c.id, c.location_id, c.revision, c.paused_at is null as wants, not c.governed as is_free, c.strict_order
         from (
             select c.* from outbox.postback_configs as c
             where c.resource = {row}.resource and c.location_id = {row}.location_id
@@ -100,7 +100,7 @@ with {taken}, removed as (
     from named as n
 ), matched as materialized (
     select n.*, c.id as config_id, c.revision,
-        case when c.sends then row_number() over (partition by c.id order by n.seq) end as place,
+        case when c.wants and c.is_free then row_number() over (partition by c.id order by n.seq) end as place,
         case when c.strict_order <> 'off' then hashtextextended(n.resource_id, 0) end as order_key
     from named as n
     cross join lateral (
@@ -116,6 +116,9 @@ with {taken}, removed as (
         ), false) as fits
         from matched as m
     ) as m
+), left_over as materialized (
+    select r.config_id, count(*)::integer as number from ranked as r
+    where r.place is not null and not r.leased group by r.config_id
 ), owed as (
     insert into outbox.deliveries (event_id, config_id, event_created_at, order_key, attempts, leased, due_at)
     select r.id, r.config_id, r.created_at, r.order_key, r.leased::integer, r.leased,
@@ -123,12 +126,18 @@ with {taken}, removed as (
     from ranked as r
     order by r.id, r.config_id
 )
-select now(), (select count(*) from named)::integer as routed, ({come_to}) as seq, {to_the_end} as to_the_end,
-    (select count(*) from ranked)::integer as created,
+select s.now, s.routed, s.seq, s.to_the_end, s.created, s.left_of, s.left_over,
     r.id::text, r.config_id, 1 as attempts, 0 as attempts_uncounted, r.created_at, r.revision, r.type, r.resource,
     r.data::text, r.expansions::text, r.traceparent
-from (select 1) as one
-left join ranked as r on r.leased
+from (
+    select now(), (select count(*) from named)::integer as routed, ({come_to}) as seq, {to_the_end} as to_the_end,
+        (select count(*) from ranked)::integer as created,
+        array(select l.config_id from left_over as l order by l.config_id) as left_of,
+        array(select l.number from left_over as l order by l.config_id) as left_over
+    union all
+    select null, null, null, null, null, null, null
+) as s
+left join ranked as r on r.leased and s.routed is null
 """
 
 
@@ -158,6 +167,8 @@ class Routed(Claimed):
     """Whether there was no more to look at."""
     created: int
     """Deliveries that they are owed, those that were not leased to us included."""
+    left: Mapping[UUID, int]
+    """How many of them were not leased of each config, for want of slots or of room."""
 
 
 async def route(
@@ -196,9 +207,9 @@ async def _route(
 ) -> Routed:
     parameters = {**others, "busy": list(rooms), "rooms": list(rooms.values())}
     found = await (await conn.execute(statement, parameters, binary=True)).fetchall()
-    now, routed, top, to_the_end, created = found[0][:5]
-    deliveries = [Delivery._make(row[5:]) for row in found if row[5] is not None]
-    return Routed(deliveries, now, routed, top, to_the_end, created)
+    now, routed, top, to_the_end, created, left_of, left_over = next(row[:7] for row in found if row[0] is not None)
+    deliveries = [Delivery._make(row[7:]) for row in found if row[7] is not None]
+    return Routed(deliveries, now, routed, top, to_the_end, created, dict(zip(left_of, left_over, strict=True)))
 
 
 # The doorbell: raised before sleeping, cleared by the first capture after. Read first, because each setval is WAL.

@@ -52,10 +52,10 @@ def leased_in(conn: psycopg.Connection, config_id: UUID | None = None) -> int:
 
 
 async def flood(fetcher: Fetcher) -> psycopg.AsyncConnection:
-    """Look until there is a flood; return the connection of the looks."""
+    """Look until there is a flood, and no room for more of it; return the connection of the looks."""
     conn = await fetcher._link.connection()  # noqa: SLF001
-    while await fetcher._router.look(conn):  # noqa: SLF001
-        pass
+    while not fetcher._router.is_put_off:  # noqa: SLF001
+        await fetcher._router.look(conn)  # noqa: SLF001
     assert fetcher._router.is_flooded  # noqa: SLF001
     return conn
 
@@ -151,12 +151,39 @@ async def test_a_flood_among_which_others_are_captured_stays_in_the_outbox(
         )
         async with dispatching(db, allow_networks=LOOPBACK) as dispatcher:
             conn = await flood(dispatcher._fetcher)  # noqa: SLF001
-            assert leased_in(contacts, flooded) == Settings(dsn=db).max_in_flight_per_config
+            assert leased_in(contacts, flooded) > Settings(dsn=db).max_in_flight_per_config // 2
             assert captured(contacts) > 4000
             await dispatcher._fetcher._router.overtake(conn)  # noqa: SLF001
             await dispatcher._fetcher._router.overtake(conn)  # noqa: SLF001
             assert captured(contacts) > 4000
             assert len(owed(contacts)) == owed_to(contacts, flooded) + 300
+
+
+async def test_what_nobody_wants_does_not_have_a_flood_passed_from_its_beginning(
+    contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look that brings nothing else ends the flood, as far as one can see, and the next one finds it again."""
+    monkeypatch.setattr(router_module, "OVERTAKE_ROWS", 2000)
+    monkeypatch.setattr(router_module, "AHEAD_SECONDS", 0.0)
+    with Receiver(default=Hang()) as receiver:
+        add_config(contacts, receiver.url)
+        other = add_config(contacts, receiver.url, location_id="M")
+        contacts.execute(
+            "insert into contacts select i, case when i / 1000 % 2 = 0 then 'L' else 'X' end"
+            " from generate_series(1, 12000) i"
+        )
+        contacts.execute("insert into contacts values (13000, 'M')")
+        async with dispatching(db, allow_networks=LOOPBACK) as dispatcher:
+            fetcher = dispatcher._fetcher  # noqa: SLF001
+            conn = await fetcher._link.connection()  # noqa: SLF001
+            overtaken = 0
+            while not owed_to(contacts, other):
+                assert overtaken < 6  # looks of 2000 each
+                await fetcher._router.look(conn)  # noqa: SLF001
+                if fetcher._router.may_overtake:  # noqa: SLF001
+                    await fetcher._router.overtake(conn)  # noqa: SLF001
+                    overtaken += 1
+            assert captured(contacts) > 2000
 
 
 async def test_where_much_is_for_others_it_is_no_flood(

@@ -124,9 +124,8 @@ async def test_a_config_of_a_flood_gets_nothing_of_its_own_location_before_its_t
 async def test_what_cannot_be_sent_at_once_overtakes_nothing(
     contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
 ) -> None:
-    """It would only be read twice: paused, governed, switched off or deleted, or part of the flood itself."""
+    """It would only be read twice: paused, switched off or deleted, or part of the flood itself."""
     flood = [add_config(contacts), add_config(contacts, location_id=None)]
-    add_config(contacts, rate_limit=1)
     paused, deleted = add_config(contacts), add_config(contacts)
     contacts.execute("update outbox.postback_configs set paused_at = now() where id = %s", [paused])
     contacts.execute("update outbox.postback_configs set deleted_at = now() where id = %s", [deleted])
@@ -134,6 +133,32 @@ async def test_what_cannot_be_sent_at_once_overtakes_nothing(
     contacts.execute("insert into contacts values (1, 'L', 'x'), (2, 'M', 'x')")
     assert (await overtake(aconn, flood)).rows == 0
     assert left(contacts) == ["1", "2"]
+
+
+async def test_what_a_config_with_a_rate_limit_wants_overtakes_a_flood(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """It is not leased: the claim that knows its limit finds it."""
+    flood, _ = add_config(contacts), add_config(contacts, location_id="M", rate_limit=1)
+    contacts.execute("insert into contacts values (1, 'L', 'x'), (2, 'M', 'x')")
+    found = await overtake(aconn, [flood])
+    assert (found.rows, found.created, found.deliveries, found.left) == (1, 1, [], {})
+    assert left(contacts) == ["1"]
+
+
+async def test_a_route_tells_of_which_configs_it_left_something(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """For want of room or of slots; what a config may not get now is not among it."""
+    first, other = add_config(contacts), add_config(contacts, location_id="M")
+    add_config(contacts, rate_limit=1)
+    contacts.execute("insert into contacts values (1, 'L', 'x'), (2, 'L', 'x'), (3, 'L', 'x'), (4, 'M', 'x')")
+    found = await routing.route(aconn, low=0, rows=9, slots=3, room=2, rooms={}, lease=60)
+    assert records(found) == [(first, "1"), (other, "4"), (first, "2")]
+    assert found.left == {first: 1}
+    contacts.execute("insert into contacts values (5, 'L', 'x'), (6, 'M', 'x')")
+    found = await routing.route(aconn, low=0, rows=9, slots=0, room=2, rooms={}, lease=60)
+    assert (found.deliveries, found.left) == ([], {first: 1, other: 1})
 
 
 async def test_nothing_that_a_config_with_strict_order_wants_is_overtaken(
