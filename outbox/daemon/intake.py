@@ -1,7 +1,6 @@
 """Intake: how much may be claimed now, by number and by size, and the taking in hand of what was."""
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Mapping
 from uuid import UUID
@@ -24,6 +23,9 @@ BYTES_IN_HAND = 10_000_000
 
 FIRST_GUESS = 1_000_000
 """Bytes of a record before any was seen: the first claim is small."""
+
+UNSEEN = 200_000
+"""Bytes of a record before any was seen, for what is only routed."""
 
 LEFT_FOR_ROUTES = 100
 """Slots that a claim leaves, of which at most a quarter, to the routes that run beside it."""
@@ -62,8 +64,8 @@ class Intake:
 
     @property
     def records(self) -> float:
-        """How many records make up what may be in hand, by the mean size of the last ones; inf before there was one."""
-        return math.inf if self._record_bytes is None else BYTES_IN_HAND / self._record_bytes
+        """How many records make up what may be in hand, by the mean size of the last ones."""
+        return BYTES_IN_HAND / (self._record_bytes or UNSEEN)
 
     @property
     def is_full(self) -> bool:

@@ -25,14 +25,12 @@ keep what he is owed in the outbox, which should be small."""
 
 AHEAD_SECONDS = 0.1
 
-A_FEW = 10
-"""Less than that is no flood of a config that has nothing in hand, however few slots there are for it."""
-
 MANY_SLOTS = 100
 """With so many free slots no more is routed than could be leased, but for that."""
 
-MOST_OTHERS = 0.25
-"""What part of a look may be others' for a flood. Where more is, all is routed: passing it by would take longer."""
+MUCH = 0.25
+"""What part of the changes in a look a config must want for a flood. Where as much is for others, it is none either:
+passing it by would take longer than routing it."""
 
 QUIET_SECONDS = 0.1
 """How long no route looks where the last one found nothing and the doorbell, which was up by then, does not ring."""
@@ -63,7 +61,6 @@ class Router:
         self._routed_lately = 0
         self._not_before = 0.0
         self._flood: frozenset[UUID] = frozenset()
-        self._flood_behind: frozenset[UUID] = frozenset()
         self._passed = 0
         self._top = 0
         self._overtake_at = 0.0
@@ -127,11 +124,10 @@ class Router:
             limit = max(1, min(slots, sum(rooms.get(config_id, 0) for config_id in self._flood)))
         else:
             limit = min(slots, max(MANY_SLOTS, sum(rooms.values()) + room))
-        rows_ahead = int(min(AHEAD_ROWS, max(1.0, self._intake.records)))
         if slots < MANY_SLOTS and not self._flood:
-            limit += rows_ahead
+            limit += self._rows_ahead
         elif now >= self._ahead_at:
-            ahead = max(0, rows_ahead - self._routed_lately - limit)
+            ahead = max(0, self._rows_ahead - self._routed_lately - limit)
             limit += ahead
             self._ahead_at, self._routed_lately = now + AHEAD_SECONDS, -ahead  # those are of the time before
         return limit
@@ -142,22 +138,26 @@ class Router:
         self._claimer.is_flooded = self.is_flooded
         if routed.to_the_end:
             # Not when the flood is over, which it is also while a look brings nothing of it: all would be passed again.
-            self._passed, self._pass_again_at, self._flood_behind = 0, 0.0, frozenset()
+            self._passed, self._pass_again_at = 0, 0.0
         if not self._flood or routed.top is None:
             return
         self._not_before = self._ahead_at
         self._top = routed.top
 
     def _whose_flood(self, routed: Routed, rooms: Mapping[UUID, int], room: int) -> frozenset[UUID]:
-        """Return whose flood it is, after a look: who had as much in it as he had room for, and there is more."""
+        """Return whose flood it is, after a look: who had much in it, and no less than he had room for."""
         if routed.to_the_end:
             return frozenset()
-        found = _found(routed)
-        # A look that is no longer than a flood is wide may bring others' changes, and so less than all of it.
-        flood = _too_much(found, rooms, room) | {each for each in self._flood if found[each]}
+        found = Counter(each.config_id for each in routed.deliveries) + Counter(routed.left)
+        if routed.created < min(MANY_SLOTS, self._rows_ahead):  # it says little of what is behind it
+            return frozenset(config_id for config_id in self._flood if found[config_id])
+        flood = frozenset(
+            config_id
+            for config_id, number in found.items()
+            if number >= routed.rows * MUCH and (config_id in self._flood or number >= rooms.get(config_id, room))
+        )
         others = sum(number for config_id, number in found.items() if config_id not in flood)
-        is_mixed = routed.created >= MANY_SLOTS and others > routed.created * MOST_OTHERS
-        return frozenset() if is_mixed else flood
+        return frozenset() if others > routed.created * MUCH else flood
 
     @property
     def may_overtake(self) -> bool:
@@ -169,18 +169,15 @@ class Router:
         now = time.monotonic()
         if now >= self._pass_again_at:
             self._passed, self._pass_seconds, self._pass_again_at = self._top, 0.0, math.inf
-            self._flood_behind = frozenset()
         (rooms, room), slots = self._intake.rooms(), self._intake.reserve(OVERTAKE_SLOTS)
-        flood = self._flood | self._flood_behind
         try:
             routed = await routing.overtake(
-                conn, low=max(self._passed, self._top), scan=OVERTAKE_ROWS, flood=flood, rows=OVERTAKE_SLOTS,
+                conn, low=max(self._passed, self._top), scan=OVERTAKE_ROWS, flood=self._flood, rows=OVERTAKE_SLOTS,
                 slots=slots, room=room, rooms=rooms, lease=self._intake.lease,
             )  # fmt: skip
         except BaseException:
             self._intake.free(slots)
             raise
-        self._flood_behind |= _too_much(_found(routed), rooms, room)
         spent = time.monotonic() - now
         self._passed = routed.top or self._passed
         self._pass_seconds += spent
@@ -211,18 +208,11 @@ class Router:
         self._intake.note(routed, rooms=rooms, room=room)
 
     @property
+    def _rows_ahead(self) -> int:
+        """AHEAD_ROWS; of large records fewer, because a look is one statement."""
+        return int(min(AHEAD_ROWS, max(1.0, self._intake.records)))
+
+    @property
     def _slots(self) -> int:
         """How many may be leased: what is new must not take every slot from what is due."""
         return self._intake.slots // 2 if self._claimer.is_owed else self._intake.slots
-
-
-def _found(routed: Routed) -> Counter[UUID]:
-    """Return how many deliveries a look brought to each config that could send them now."""
-    return Counter(each.config_id for each in routed.deliveries) + Counter(routed.left)
-
-
-def _too_much(found: Mapping[UUID, int], rooms: Mapping[UUID, int], room: int) -> frozenset[UUID]:
-    """Return who had as much in a look as he had room for."""
-    return frozenset(
-        config_id for config_id, number in found.items() if number >= rooms.get(config_id, max(room, A_FEW))
-    )
