@@ -126,18 +126,16 @@ with {taken}, removed as (
     from ranked as r
     order by r.id, r.config_id
 )
-select s.now, s.routed, s.seq, s.to_the_end, s.created, s.left_of, s.left_over,
-    r.id::text, r.config_id, 1 as attempts, 0 as attempts_uncounted, r.created_at, r.revision, r.type, r.resource,
-    r.data::text, r.expansions::text, r.traceparent
-from (
-    select now(), (select count(*) from named)::integer as routed, ({come_to}) as seq, {to_the_end} as to_the_end,
-        (select count(*) from ranked)::integer as created,
-        array(select l.config_id from left_over as l order by l.config_id) as left_of,
-        array(select l.number from left_over as l order by l.config_id) as left_over
-    union all
-    select null, null, null, null, null, null, null
-) as s
-left join ranked as r on r.leased and s.routed is null
+select now() as now, (select count(*) from named)::integer as routed, ({come_to}) as seq, {to_the_end} as to_the_end,
+    (select count(*) from ranked)::integer as created,
+    array(select l.config_id from left_over as l order by l.config_id) as left_of,
+    array(select l.number from left_over as l order by l.config_id) as left_over,
+    null as id, null as config_id, null as attempts, null as attempts_uncounted, null as created_at, null as revision,
+    null as type, null as resource, null as data, null as expansions, null as traceparent
+union all
+select null, null, null, null, null, null, null, r.id::text, r.config_id, 1, 0, r.created_at, r.revision, r.type,
+    r.resource, r.data::text, r.expansions::text, r.traceparent
+from ranked as r where r.leased
 """
 
 
