@@ -50,16 +50,14 @@ truncate public.contacts
 
 @dataclass(frozen=True)
 class Scene:
-    """A way in which some are sick.
+    """A way in which some are sick: the receivers of configs by number, and that of the flooded one, if it sends.
 
-    The receivers of configs by number, that of the one with a debt, if it sends, and that of the one with a batch, if
-    there is one.
+    There is a batch where BATCHED is among the numbers.
     """
 
     name: str
     sick: Mapping[int, str]
     flooded: str | None = None
-    batched: str | None = None
 
 
 def run(
@@ -72,7 +70,7 @@ def run(
         receiver.ask("times")  # begins anew
         with stage.daemon(dsn, OUTBOX_DRAIN_TIMEOUT="1") as daemon, ThreadPoolExecutor(1) as beside:
             daemon.wait_until_started()
-            batch = beside.submit(_capture_batch, dsn) if scene.batched else None
+            batch = beside.submit(_capture_batch, dsn) if BATCHED in scene.sick else None
             committed = _write(conn, seconds=WARM_UP + seconds, rate=rate)
             if batch:
                 batch.result()
@@ -87,7 +85,7 @@ def run(
 def _point(conn: psycopg.Connection, url: str, scene: Scene) -> None:
     """Let the configs have the receivers of the scene."""
     conn.execute("update outbox.postback_configs set url = %s where resource = 'contact'", [url])
-    for number, sick in {**scene.sick, BATCHED: scene.batched or url}.items():
+    for number, sick in scene.sick.items():
         conn.execute(
             "update outbox.postback_configs set url = %s where resource = 'contact' and location_id = %s",
             [sick, f"location-{number}"],
@@ -151,8 +149,8 @@ def measure(seconds: int = 20, rounds: int = 3, owed: int = 1_000_000, rate: int
             Scene("3 sick", {HANG: hanging.url, SLOW: slow.url, REFUSING: refusing}),
             Scene("1 owes much, answers at once", {}, at_once.url),
             Scene("1 owes much, answers in 50 ms", {}, distant.url),
-            Scene("a batch of 1, answers at once", {}, batched=at_once.url),
-            Scene("a batch of 1, answers in 50 ms", {}, batched=distant.url),
+            Scene("a batch of 1, answers at once", {BATCHED: at_once.url}),
+            Scene("a batch of 1, answers in 50 ms", {BATCHED: distant.url}),
         ]
         with psycopg.connect(dsn, autocommit=True) as conn:
             debt.add_configs(conn, healthy.url, CONFIGS + 1)  # and that of the batch

@@ -12,7 +12,6 @@ from outbox.core.model import Answer, Dead, Delivered, Failure, FailureKind, Out
 MAX_RETRY_AFTER = 86_400
 """Seconds. The contract caps what an answer may ask for at a day."""
 
-
 _DELIVERED = Delivered()
 
 

@@ -114,12 +114,11 @@ class Fetcher:
             self.turned_at = time.monotonic()
             if found:
                 continue
-            if not until_empty or self._in_hand or self._governed_is_owed or self._is_short_of_tokens:
+            is_owed = self._governed_is_owed or self._is_short_of_tokens or self._router.is_flooded
+            if not until_empty or self._in_hand or is_owed:
                 await self._rest(self._until_next_look())
             elif self._looked_with_nothing_in_hand and not self._claimer.is_owed:
-                if not self._router.is_flooded:
-                    return
-                await self._rest(self._until_next_look())
+                return
 
     async def _turn(self, conn: psycopg.AsyncConnection) -> bool:
         """Route, then claim; returns whether to look again at once."""

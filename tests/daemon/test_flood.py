@@ -38,6 +38,12 @@ def captured(conn: psycopg.Connection) -> int:
     return int(row[0])
 
 
+def add_others(conn: psycopg.Connection, url: str) -> None:
+    """Subscribe 300 other locations, M0 to M299."""
+    for number in range(300):
+        add_config(conn, url, location_id=f"M{number}")
+
+
 def owed_to(conn: psycopg.Connection, config_id: UUID) -> int:
     row = conn.execute("select count(*) from outbox.deliveries where config_id = %s", [config_id]).fetchone()
     assert row is not None
@@ -143,8 +149,7 @@ async def test_a_flood_among_which_others_are_captured_stays_in_the_outbox(
     monkeypatch.setattr(router_module, "AHEAD_SECONDS", 3600.0)
     with Receiver(default=Hang()) as receiver:
         flooded = add_config(contacts, receiver.url)
-        for number in range(300):
-            add_config(contacts, receiver.url, location_id=f"M{number}")
+        add_others(contacts, receiver.url)
         contacts.execute(
             "insert into contacts select i, case when i % 20 = 0 then 'M' || i / 20 % 300 else 'L' end"
             " from generate_series(1, 6000) i"
@@ -193,8 +198,7 @@ async def test_where_much_is_for_others_it_is_no_flood(
     monkeypatch.setattr(router_module, "AHEAD_SECONDS", 3600.0)
     with Receiver(default=Hang()) as receiver:
         add_config(contacts, receiver.url)
-        for number in range(300):
-            add_config(contacts, receiver.url, location_id=f"M{number}")
+        add_others(contacts, receiver.url)
         contacts.execute(
             "insert into contacts select i, case when i % 2 = 0 then 'M' || i % 300 else 'L' end"
             " from generate_series(1, 3000) i"
