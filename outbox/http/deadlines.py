@@ -1,6 +1,7 @@
 """When the POSTs under way must be over. One timer for all: one for each would cost a twentieth of a whole POST."""
 
 import asyncio
+import math
 
 from outbox.http.connection import Connection
 
@@ -12,12 +13,13 @@ class Deadlines:
         self._timeout = timeout
         self._ends: dict[Connection, float] = {}
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = math.inf
 
     def begin(self, connection: Connection, end: float) -> None:
         """Time the connection's exchange out at `end` by the loop's clock, unless it is over before."""
         self._ends[connection] = end
-        if self._timer is None or end < self._timer.when():
+        if end < self._timer_at:
             self._set_timer(end)
 
     def over(self, connection: Connection) -> None:
@@ -33,10 +35,10 @@ class Deadlines:
     def _set_timer(self, at: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(at, self._time_out)
+        self._timer, self._timer_at = self._loop.call_at(at, self._time_out), at
 
     def _time_out(self) -> None:
-        now, self._timer = self._loop.time(), None
+        now, self._timer, self._timer_at = self._loop.time(), None, math.inf
         for connection in [connection for connection, end in self._ends.items() if end <= now]:
             del self._ends[connection]
             connection.time_out(self._timeout)
