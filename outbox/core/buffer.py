@@ -3,6 +3,7 @@
 Who may be sent next, and how much more may be claimed, is decided here and nowhere else. No clock, no I/O.
 """
 
+import heapq
 import math
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from outbox.core.model import Delivery
+from outbox.core.slots import Slots, Standing
 
 AHEAD = 5000
 """How many deliveries may wait in hand, all configs together. At 10,000 a second they last half a second."""
@@ -26,6 +28,18 @@ with less, all in hand is sent before the next is here. Not more for all, becaus
 SHARES = 2
 """One config has this part of the buffer at most, however fast it is: others find slots, and claims stay short."""
 
+UNPROVEN_SHARE = 256
+"""Who is not known to be quick may have as much waiting as this part of what is free in the buffer."""
+
+UNPROVEN_MOST = 15 / 16
+"""And all of them together this part of the buffer: so something is free, however many configs hang."""
+
+QUICK_SECONDS = 1.0
+"""Whose POST was answered within that is known to be quick."""
+
+KNOWN_SECONDS = 5.0
+"""For so long, if no other is answered."""
+
 PACE_WINDOW = 0.25
 """Seconds over which a config's pace is measured while it falls."""
 
@@ -38,6 +52,9 @@ quick, and others keep up."""
 
 QUICK_TURNS = 16
 """A config is quick whose POSTs take so many turns of the event loop at most."""
+
+# Asked for with each POST: a member of an enum is found by a slow way.
+TIMED_OUT, SLOW, UNKNOWN, QUICK = Standing
 
 
 class Held(NamedTuple):
@@ -58,9 +75,13 @@ class _Lane:
 
     limit: int
     useful: float
+    standing: Standing
+    started: int
+    """The number of its last POST's start: of two that timed out, the one with the lower goes first."""
     waiting: deque[Held] = field(default_factory=deque)
     in_flight: int = 0
     finished: int = 0
+    answered_at: float = 0.0
     pace: float = 0.0
     queued: bool = False
     allowance: int = 0
@@ -93,6 +114,10 @@ class Buffer:
     A third keeps the event loop quick for all. A subscriber that answers at once needs few POSTs in flight: of more,
     the answers wait for the loop, which has the others wait as long. So while there are others that keep up, who is
     owed much and is quick has as few in flight as the loop serves in a moment. Who is slow keeps what it has.
+
+    A fourth is for the day on which many hang at once. Who is known to be quick finds slots that the others can not
+    have (`core/slots.py`), in flight and in hand. Of those that timed out, whose last POST is longest ago has the next
+    turn.
     """
 
     def __init__(self, *, concurrency: int, per_config: int) -> None:
@@ -101,8 +126,17 @@ class Buffer:
         self._capacity = concurrency + AHEAD
         self._lanes: dict[UUID, _Lane] = {}
         self._turns: deque[_Lane] = deque()
+        self._late_turns: list[tuple[int, _Lane]] = []
+        """A heap of those that timed out, by their last start."""
         self._crowded: deque[_Lane] = deque()
         self._limits: dict[UUID, int] = {}
+        self._timed_out: dict[UUID, int] = {}
+        """Configs whose last POST timed out, with the number of its start."""
+        self._answered: dict[UUID, float] = {}
+        """Configs that are known to be quick and have nothing in hand, with the time of the last answer."""
+        self._slots = Slots(concurrency)
+        self._started = 0
+        self._clock = 0.0
         self._resume_at = -1
         self._lag = 0.0
         self._others_keep_up = False
@@ -110,6 +144,8 @@ class Buffer:
         self.waiting = 0
         self.unsettled = 0
         """Finished and not settled yet, as the settling side counts them."""
+        self._unproven = 0
+        """What waits of those that are not known to be quick."""
 
     @property
     def slots(self) -> int:
@@ -118,8 +154,17 @@ class Buffer:
 
     @property
     def room(self) -> int:
-        """How many may be claimed of a config that has nothing in hand; less as the buffer fills, but never none."""
-        return max(1, min(self._per_config, self.slots // 4))
+        """How many may be claimed of a config that has nothing in hand; less as the buffer fills.
+
+        None only where it is full of what those have in hand that are not known to be quick.
+        """
+        spare = self._unproven_room
+        return max(min(1, spare), min(self._per_config, spare, self.slots // UNPROVEN_SHARE))
+
+    @property
+    def _unproven_room(self) -> int:
+        """How many more may wait of all those that are not known to be quick."""
+        return max(0, int(self._capacity * UNPROVEN_MOST) - self._unproven)
 
     def measure(self, elapsed: float) -> None:
         """Measure each config's pace: what it finished in the `elapsed` seconds since this was called last."""
@@ -127,15 +172,22 @@ class Buffer:
             self._queue(self._crowded.popleft())
         if elapsed <= 0:
             return
+        self._clock += elapsed
+        while self._answered and self._clock - next(iter(self._answered.values())) > KNOWN_SECONDS:
+            del self._answered[next(iter(self._answered))]
         falling, rising = min(1.0, elapsed / PACE_WINDOW), min(1.0, elapsed / RISE_WINDOW)
         self._others_keep_up = any(not lane.more for lane in self._lanes.values())
         for config_id, lane in list(self._lanes.items()):
             change = lane.finished / elapsed - lane.pace
             lane.pace += change * (rising if change > 0 else falling)
             lane.finished = 0
-            if lane.in_hand == 0 and lane.pace < 1:
+            if lane.in_hand == 0 and lane.pace < 1 and not lane.queued:
                 del self._lanes[config_id]
+                if lane.standing is QUICK:
+                    self._answered[config_id] = lane.answered_at
                 continue
+            if lane.standing is QUICK and self._clock - lane.answered_at > KNOWN_SECONDS:
+                self._place(lane, UNKNOWN)
             enough = max(1.0, lane.pace * TURN_GOAL)
             # By Little's law: whoever's POSTs take many turns of the loop has them elsewhere, and would lose by it.
             is_quick = lane.pace * self._lag * QUICK_TURNS >= lane.in_flight
@@ -148,8 +200,11 @@ class Buffer:
         """Return how many more may be claimed of each config that has something in hand, or had lately."""
         rooms = {}
         look_ahead = LOOK_AHEAD if self._others_keep_up else LOOK_AHEAD_ALONE
+        unproven = min(self.slots // UNPROVEN_SHARE, self._unproven_room)
         for config_id, lane in self._lanes.items():
             lane.allowance = min(lane.limit + int(lane.pace * look_ahead), max(lane.limit, self._capacity // SHARES))
+            if lane.standing is not QUICK:
+                lane.allowance = min(lane.allowance, lane.in_flight + max(unproven, len(lane.waiting)))
             rooms[config_id] = max(0, lane.allowance - lane.in_hand)
         return rooms
 
@@ -159,41 +214,88 @@ class Buffer:
             config_id = held.delivery.config_id
             lane = self._lanes.get(config_id)
             if lane is None:
-                limit = self._limits.get(config_id, self._per_config)
-                lane = self._lanes[config_id] = _Lane(limit, float(self._per_config), allowance=limit)
+                lane = self._lanes[config_id] = self._new_lane(config_id)
             lane.waiting.append(held)
             self.waiting += 1
+            if lane.standing is not QUICK:
+                self._unproven += 1
             self._queue(lane)
+
+    def _new_lane(self, config_id: UUID) -> _Lane:
+        limit, answered_at = self._limits.get(config_id, self._per_config), self._answered.pop(config_id, None)
+        standing = TIMED_OUT if config_id in self._timed_out else UNKNOWN if answered_at is None else QUICK
+        started = self._timed_out.get(config_id, 0)
+        return _Lane(limit, float(self._per_config), standing, started, answered_at=answered_at or 0.0, allowance=limit)
 
     def take(self) -> Held | None:
         """Return the next delivery to send, which is in flight from now on; None while there is none to start."""
-        while self._turns and self.in_flight + self.unsettled < self._concurrency:
-            lane = self._turns.popleft()
-            lane.queued = False
-            if not lane.waiting or lane.is_full:
-                continue
-            if lane.in_flight >= max(1, self._concurrency - self.in_flight):
-                self._crowded.append(lane)
-                continue
-            held = lane.waiting.popleft()
-            lane.in_flight += 1
-            self.waiting -= 1
-            self.in_flight += 1
-            self._queue(lane)
+        if self.in_flight + self.unsettled >= self._concurrency:
+            return None
+        if self._late_turns and self._slots.lacks(TIMED_OUT) and (held := self._take_late()):
             return held
+        while self._turns:
+            lane = self._turns.popleft()
+            if lane.standing is TIMED_OUT:
+                lane.queued = False
+                self._queue(lane)
+            elif held := self._start(lane):
+                return held
+        return self._take_late() if self._late_turns else None
+
+    def _take_late(self) -> Held | None:
+        """Start one of those that timed out, if there is a slot for it."""
+        while self._late_turns and self._slots.free(TIMED_OUT) > 0:
+            if held := self._start(heapq.heappop(self._late_turns)[1]):
+                return held
         return None
 
-    def finished(self, config_id: UUID, *, timed_out: bool | None) -> bool:
+    def _start(self, lane: _Lane) -> Held | None:
+        """Start the next of a lane that has its turn, if it may; in its turn it is not any more."""
+        lane.queued = False
+        if not lane.waiting or lane.is_full:
+            return None
+        free = self._concurrency - self.in_flight
+        if lane.standing is not QUICK:
+            free = min(free, self._slots.free(lane.standing))
+        if lane.in_flight >= free:
+            self._crowded.append(lane)
+            return None
+        if lane.standing is not QUICK:
+            self._unproven -= 1
+            self._slots.count(lane.standing, 1)
+        held = lane.waiting.popleft()
+        lane.in_flight += 1
+        lane.started = self._started = self._started + 1
+        self.waiting -= 1
+        self.in_flight += 1
+        if not lane.is_full:
+            self._queue(lane)
+        return held
+
+    def finished(self, config_id: UUID, *, timed_out: bool | None, seconds: float = 0.0) -> bool:
         """Give back the slot of a delivery that `take` gave. Returns whether its config wants more to be claimed.
 
-        `timed_out` is None when nothing was sent: then it says nothing of the subscriber.
+        `timed_out` is None when nothing was sent: then it says nothing of the subscriber. `seconds`: how long it took.
         """
         lane = self._lanes[config_id]
         lane.in_flight -= 1
         self.in_flight -= 1
-        if timed_out is not None:
+        if lane.standing is not QUICK:
+            self._slots.count(lane.standing, -1)
+        if timed_out:
             lane.finished += 1
-            lane.limit = max(1, lane.limit // 2) if timed_out else min(self._per_config, lane.limit + 1)
+            lane.limit = max(1, lane.limit // 2)
+            self._timed_out[config_id] = lane.started
+            if lane.standing is not TIMED_OUT:
+                self._place(lane, TIMED_OUT)
+        elif timed_out is not None:
+            lane.finished += 1
+            lane.limit = min(self._per_config, lane.limit + 1)
+            lane.answered_at = self._clock
+            standing = QUICK if seconds < QUICK_SECONDS else SLOW
+            if lane.standing is not standing:
+                self._timed_out.pop(config_id, None)
+                self._place(lane, standing)
         if lane.limit < self._per_config:
             self._limits[config_id] = lane.limit
         else:
@@ -233,9 +335,30 @@ class Buffer:
         return self.waiting + self.in_flight
 
     def _queue(self, lane: _Lane) -> None:
-        if lane.waiting and not lane.queued:
-            lane.queued = True
+        if not lane.waiting or lane.queued:
+            return
+        lane.queued = True
+        if lane.standing is TIMED_OUT:
+            heapq.heappush(self._late_turns, (lane.started, lane))
+        else:
             self._turns.append(lane)
+
+    def _place(self, lane: _Lane, standing: Standing) -> None:
+        """Note what is known of a config now. Who timed out has turns of its own, who is answered the common ones."""
+        before, lane.standing = lane.standing, standing
+        if before is not QUICK:
+            self._slots.count(before, -lane.in_flight)
+            self._unproven -= len(lane.waiting)
+        if standing is not QUICK:
+            self._slots.count(standing, lane.in_flight)
+            self._unproven += len(lane.waiting)
+        if before is TIMED_OUT and lane.queued:
+            others = [each for each in self._late_turns if each[1] is not lane]
+            if len(others) < len(self._late_turns):
+                heapq.heapify(others)
+                self._late_turns = others
+                lane.queued = False
+                self._queue(lane)
 
     def note_lag(self, seconds: float) -> None:
         """Remember how long a turn of the event loop took."""
@@ -251,19 +374,24 @@ class Buffer:
         for lane in self._lanes.values():
             while lane.waiting and lane.waiting[0].start_before < now:
                 found.append(lane.waiting.popleft())
+                self._unproven -= lane.standing is not QUICK
         self.waiting -= len(found)
         return found
 
     @property
     def startable(self) -> int:
         """How many POSTs could begin now, at the most."""
-        free = max(0, self._concurrency - self.in_flight - self.unsettled)
-        count = 0
+        most = max(0, self._concurrency - self.in_flight - self.unsettled)
+        free = [self._slots.free(standing) for standing in Standing]
+        free[TIMED_OUT] = max(0, free[TIMED_OUT] - len(self._late_turns))
+        count = min(most, max(0, self._slots.free(TIMED_OUT)), len(self._late_turns))
         for lane in self._turns:
-            if count >= free:
+            if count >= most:
                 break
-            count += lane.startable
-        return min(count, free)
+            number = max(0, min(lane.startable, free[lane.standing]))
+            free[lane.standing] -= number
+            count += number
+        return min(count, most)
 
     @property
     def limited(self) -> int:

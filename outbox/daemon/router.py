@@ -214,5 +214,5 @@ class Router:
 
     @property
     def _slots(self) -> int:
-        """How many may be leased: what is new must not take every slot from what is due."""
-        return self._intake.slots // 2 if self._claimer.is_owed else self._intake.slots
+        """How many may be leased: half of the slots. What is new must not take all, nor those that hang in one look."""
+        return -(-self._intake.slots // 2)

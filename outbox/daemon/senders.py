@@ -91,8 +91,9 @@ class Senders:
     async def _send(self) -> None:
         while held := self._buffer.take():
             result: Answer | Failure | None = None
+            started = time.monotonic()
             try:
-                result = await self._try(held)
+                result = await self._try(held, started)
             except asyncio.CancelledError:
                 self._settler.give_back(held.delivery)
                 raise
@@ -100,13 +101,13 @@ class Senders:
                 timed_out = None
                 if result is not None:
                     timed_out = isinstance(result, Failure) and result.kind is FailureKind.TIMEOUT
-                if self._buffer.finished(held.delivery.config_id, timed_out=timed_out):
+                seconds = time.monotonic() - started
+                if self._buffer.finished(held.delivery.config_id, timed_out=timed_out, seconds=seconds):
                     self._wake.set()
 
-    async def _try(self, held: Held) -> Answer | Failure | None:
-        """Make one try, or give the delivery back and return None."""
+    async def _try(self, held: Held, started: float) -> Answer | Failure | None:
+        """Make one try, or give the delivery back and return None. `started`: the monotonic clock now."""
         target = self._targets.get(held.delivery.config_id)
-        started = time.monotonic()
         if target is None or not target.sends or started > held.start_before:
             self._settler.give_back(held.delivery)
             return None

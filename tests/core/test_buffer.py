@@ -4,10 +4,11 @@ import datetime as dt
 from collections import Counter
 from uuid import UUID
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox.core.buffer import AHEAD, Buffer, Held
+from outbox.core.buffer import AHEAD, KNOWN_SECONDS, Buffer, Held
 from outbox.core.model import Delivery
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -155,11 +156,17 @@ def test_nothing_is_lost_or_handed_out_twice(steps: list[tuple[int, int, bool]])
         assert max(Counter(configs(flying)).values()) <= 5
         out += flying[::2]
         for each in flying[::2]:
-            buffer.finished(each.delivery.config_id, timed_out=timed_out)
+            buffer.finished(each.delivery.config_id, timed_out=timed_out, seconds=count / 10)
         flying = flying[1::2]
-        buffer.measure(0.01)
+        buffer.measure(count / 10)
     out += buffer.withdraw() + flying
     assert buffer.waiting == 0
+    for each in flying:
+        buffer.finished(each.delivery.config_id, timed_out=False)
+    assert (buffer.room, buffer.in_flight) == (5, 0)
+    for config in range(10, 30):
+        buffer.put(deliveries(config, 1))
+    assert sum(take_all(buffer).values()) == 9
     assert Counter(each.delivery.event_id for each in out) == Counter(each.delivery.event_id for each in put)
 
 
@@ -280,8 +287,158 @@ def test_what_is_not_settled_counts_as_in_flight() -> None:
     for _ in range(taken):
         buffer.finished(UUID(int=1), timed_out=False)
         buffer.unsettled += 1
-    assert buffer.unsettled + take_all(buffer)[1] == 10
-    buffer.put(deliveries(2, 1, start=100))
-    assert take_all(buffer) == {}
+    assert buffer.unsettled == 4
+    for config in range(2, 9):
+        buffer.put(deliveries(config, 1, start=100 * config))
+    assert sum(take_all(buffer).values()) == 6
     buffer.unsettled = 0
+    assert sum(take_all(buffer).values()) > 0
+
+
+def answer(buffer: Buffer, config: int) -> None:
+    """Have a config send one that is answered soon."""
+    buffer.put(deliveries(config, 1, start=1_000_000 + config))
+    assert take_all(buffer) == {config: 1}
+    buffer.finished(UUID(int=config), timed_out=False)
+
+
+def all_time_out(buffer: Buffer, hanging: Counter[int]) -> None:
+    for config, number in hanging.items():
+        for _ in range(number):
+            buffer.finished(UUID(int=config), timed_out=True, seconds=15.0)
+
+
+def test_who_is_known_to_be_quick_finds_slots_however_many_others_hang() -> None:
+    """Of those that were never heard of, or not lately, no more than three quarters of the slots are waiting."""
+    buffer = Buffer(concurrency=40, per_config=10)
+    answer(buffer, 999)
+    for config in range(1, 100):
+        buffer.put(deliveries(config, 2, start=1000 * config))
+    assert sum(take_all(buffer).values()) == 30
+    buffer.put(deliveries(999, 1, start=1))
+    assert take_all(buffer) == {999: 1}
+
+
+@pytest.mark.parametrize(("seconds", "most"), [(15.0, 10), (5.0, 20)], ids=["timed out", "slow"])
+def test_those_that_are_late_leave_slots_to_who_was_not_heard_of(seconds: float, most: int) -> None:
+    """Who timed out has a quarter of the slots, who answers late a half."""
+    buffer = Buffer(concurrency=40, per_config=1)
+    for config in range(100):
+        buffer.put(deliveries(config, 1, start=1000 * config))
+        buffer.take()
+        buffer.finished(UUID(int=config), timed_out=seconds == 15.0, seconds=seconds)
+    for config in range(100):
+        buffer.put(deliveries(config, 1, start=1000 * config))
+    assert buffer.startable == most
+    assert sum(take_all(buffer).values()) == most
+    assert buffer.startable == 0
+    buffer.put(deliveries(999, 1, start=1))
+    assert take_all(buffer) == {999: 1}
+
+
+def test_those_that_time_out_take_turns() -> None:
+    """Whose last POST is longest ago goes first, also when what waited was given back meanwhile, and claimed again."""
+    buffer = Buffer(concurrency=8, per_config=1)
+    tried: Counter[int] = Counter()
+    for _ in range(40):
+        for config in range(20):
+            if UUID(int=config) not in buffer.config_ids:
+                buffer.put(deliveries(config, 1, start=1000 * config))
+        hanging = take_all(buffer)
+        tried += hanging
+        all_time_out(buffer, hanging)
+        buffer.withdraw()
+        buffer.measure(15.0)
+    assert set(tried) == set(range(20))
+    assert max(tried.values()) - min(tried.values()) <= 2
+
+
+def test_those_that_time_out_have_a_slot_however_much_the_others_have_to_send() -> None:
+    """Whoever recovers must be able to show it."""
+    buffer = Buffer(concurrency=8, per_config=8)
+    for config in (1, 2):
+        buffer.put(deliveries(config, 1))
+    all_time_out(buffer, take_all(buffer))
+    quick = range(10, 20)
+    for config in quick:
+        answer(buffer, config)
+    for config in quick:
+        buffer.put(deliveries(config, 100, start=1000 * config))
+    taken = take_all(buffer)
+    for config in (1, 2):
+        buffer.put(deliveries(config, 1))
+    for config, number in taken.items():
+        for _ in range(number):
+            buffer.finished(UUID(int=config), timed_out=False)
+    taken = take_all(buffer)
+    assert (taken[1], taken[2]) == (1, 0)
+    buffer.finished(UUID(int=1), timed_out=True, seconds=15.0)
     assert take_all(buffer) == {2: 1}
+
+
+def test_who_answers_again_waits_no_more_among_those_that_time_out() -> None:
+    """All that it has in hand goes with what it is known for now."""
+    buffer = Buffer(concurrency=16, per_config=4)
+    for config in range(1, 9):
+        buffer.put(deliveries(config, 20, start=1000 * config))
+    for _ in range(10):
+        all_time_out(buffer, take_all(buffer))
+    hanging = take_all(buffer)
+    assert sorted(hanging.values()) == [1, 1, 1, 1]
+    recovered = max(hanging)
+    buffer.finished(UUID(int=recovered), timed_out=False)
+    assert take_all(buffer)[recovered] == 2
+
+
+def test_who_was_quick_and_is_silent_is_known_for_it_no_more() -> None:
+    """What it has in flight counts with those of which nothing is known."""
+    buffer = Buffer(concurrency=40, per_config=40)
+    for config in (1, 2, 3):
+        answer(buffer, config)
+    for config in (1, 2, 3):
+        buffer.put(deliveries(config, 40, start=1000 * config))
+    assert sum(take_all(buffer).values()) == 30
+    for config in (1, 2):
+        buffer.measure(KNOWN_SECONDS / 2 + 0.1)
+        buffer.finished(UUID(int=config), timed_out=False)
+    buffer.withdraw()
+    for config in range(10, 20):
+        buffer.put(deliveries(config, 1, start=1000 * config))
+    assert sum(take_all(buffer).values()) == 10
+    buffer.measure(KNOWN_SECONDS + 0.1)
+    buffer.put(deliveries(21, 1, start=21_000))
+    assert take_all(buffer) == {}
+    for _ in range(3):
+        buffer.finished(UUID(int=1), timed_out=False)
+    assert take_all(buffer) == {21: 1}
+
+
+def test_something_is_free_in_hand_however_many_hang() -> None:
+    """Claim by claim, each of half of what is free, those that finish nothing get less, and who is quick gets all."""
+    buffer = Buffer(concurrency=100, per_config=20)
+    answer(buffer, 9999)
+    for _ in range(50):
+        slots, room, rooms = buffer.slots // 2, buffer.room, buffer.rooms()
+        for config in range(1000):
+            number = min(slots, rooms.get(UUID(int=config), room))
+            buffer.put(deliveries(config, number, start=1000 * config))
+            slots -= number
+        take_all(buffer)
+        assert not buffer.is_hungry
+    assert buffer.slots > 100
+    assert buffer.rooms()[UUID(int=9999)] == 20
+
+
+@pytest.mark.parametrize("hanging", [100, 300])
+def test_who_comes_new_has_room_beside_hundreds_that_hang(hanging: int) -> None:
+    """What those have in hand gets less as the buffer fills."""
+    buffer = Buffer(concurrency=100, per_config=20)
+    for _ in range(50):
+        slots, room, rooms = buffer.slots // 2, buffer.room, buffer.rooms()
+        for config in range(hanging):
+            number = min(slots, rooms.get(UUID(int=config), room))
+            buffer.put(deliveries(config, number, start=1000 * config))
+            slots -= number
+        take_all(buffer)
+    assert buffer.slots > 100
+    assert buffer.room > 3

@@ -1,0 +1,52 @@
+"""Slots: how many POSTs may be in flight, by what is known of their configs; who is slow leaves some to who is quick.
+
+No clock, no I/O.
+"""
+
+from enum import IntEnum
+
+LEAST_SHARE = 16
+"""This part of the slots, and one at least, is there for each standing, whatever the others have."""
+
+
+class Standing(IntEnum):
+    """What a config's last POST says of it. Who stands higher has more slots."""
+
+    TIMED_OUT = 0
+    """It was not answered in time."""
+    SLOW = 1
+    """It was answered, but late."""
+    UNKNOWN = 2
+    """There was none lately."""
+    QUICK = 3
+    """It was answered soon."""
+
+
+class Slots:
+    """Shares the slots out. It counts the POSTs in flight of all who are not known to be quick.
+
+    Who timed out may have a quarter of the slots, together with who is slow a half, and together with who is unknown
+    three quarters. So whatever happens to however many of them, those that are known to be quick have the rest.
+    """
+
+    def __init__(self, concurrency: int) -> None:
+        self._most = [-(-concurrency * (standing + 1) // len(Standing)) for standing in Standing]
+        self._least = max(1, concurrency // LEAST_SHARE)
+        self._taken = [0] * len(Standing)
+
+    def count(self, standing: Standing, change: int) -> None:
+        """Count so many more in flight, or less."""
+        self._taken[standing] += change
+
+    def free(self, standing: Standing) -> int:
+        """Return how many more may start of the configs of this standing; not positive for none."""
+        taken = sum(self._taken[:standing])
+        free = self._most[standing]
+        for each in range(standing, Standing.QUICK):
+            taken += self._taken[each]
+            free = min(free, self._most[each] - taken)
+        return max(free, self._least - self._taken[standing])
+
+    def lacks(self, standing: Standing) -> bool:
+        """Whether the configs of this standing have less than is there for them in any case."""
+        return self._taken[standing] < self._least

@@ -1,0 +1,47 @@
+"""Hundreds of endpoints hang at once: those that are known to answer get what they are owed all the same."""
+
+import psycopg
+import pytest
+
+from outbox.core import buffer as buffer_module
+from tests.daemons import add_config, attach_contacts, eventually, running
+from tests.receiver import Hang, Receiver
+
+CONCURRENCY = 8
+HANGING = 300
+EACH = 30
+"""All together more than may be in hand."""
+
+
+@pytest.mark.parametrize("claimed", [True, False], ids=["claimed", "routed"])
+async def test_however_many_hang_who_answers_is_delivered_to(
+    conn: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch, *, claimed: bool
+) -> None:
+    """None of the POSTs that hang ends here. Also what they are owed does not fill what may be in hand."""
+    monkeypatch.setattr(buffer_module, "KNOWN_SECONDS", 3600.0)
+    attach_contacts(conn)
+    with Receiver() as receiver, Receiver(default=Hang()) as hanging:
+        add_config(conn, receiver.url)
+        for number in range(HANGING):
+            add_config(conn, hanging.url, location_id=f"M{number}", paused_at="now" if claimed else None)
+        async with running(db, concurrency=CONCURRENCY, request_timeout=600.0, drain_timeout=0.1):
+            conn.execute("insert into contacts values (1, 'L')")
+            await receiver.wait_for_async(1)
+            conn.execute(
+                "insert into contacts select 1000 + n, 'M' || n %% %s from generate_series(1, %s) n",
+                [HANGING, HANGING * EACH],
+            )
+            if claimed:
+                await eventually(lambda: _count(conn, "outbox.deliveries") == HANGING * EACH)
+                conn.execute("update outbox.postback_configs set paused_at = null, revision = revision + 1")
+            await hanging.wait_for_async(CONCURRENCY * 3 // 4)
+            for number in range(2, 12):
+                conn.execute("insert into contacts values (%s, 'L')", [number])
+                await receiver.wait_for_async(number)
+            assert len(hanging.requests) == CONCURRENCY * 3 // 4
+
+
+def _count(conn: psycopg.Connection, table: str) -> int:
+    row = conn.execute(f"select count(*) from {table}").fetchone()  # noqa: S608 - our own name
+    assert row is not None
+    return int(row[0])
