@@ -177,6 +177,7 @@ class Buffer:
             del self._answered[next(iter(self._answered))]
         falling, rising = min(1.0, elapsed / PACE_WINDOW), min(1.0, elapsed / RISE_WINDOW)
         self._others_keep_up = any(not lane.more for lane in self._lanes.values())
+        self._slots.has_quick = bool(self._answered) or any(each.standing is QUICK for each in self._lanes.values())
         for config_id, lane in list(self._lanes.items()):
             change = lane.finished / elapsed - lane.pace
             lane.pace += change * (rising if change > 0 else falling)

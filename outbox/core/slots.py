@@ -26,13 +26,16 @@ class Slots:
     """Shares the slots out. It counts the POSTs in flight of all who are not known to be quick.
 
     Who timed out may have a quarter of the slots, together with who is slow a half, and together with who is unknown
-    three quarters. So whatever happens to however many of them, those that are known to be quick have the rest.
+    three quarters. So whatever happens to however many of them, those that are known to be quick have the rest. Where
+    nobody is, who is slow may have three quarters, too.
     """
 
     def __init__(self, concurrency: int) -> None:
         self._most = [-(-concurrency * (standing + 1) // len(Standing)) for standing in Standing]
         self._least = max(1, concurrency // LEAST_SHARE)
         self._taken = [0] * len(Standing)
+        self.has_quick = False
+        """Whether anybody is known to be quick."""
 
     def count(self, standing: Standing, change: int) -> None:
         """Count so many more in flight, or less."""
@@ -41,10 +44,11 @@ class Slots:
     def free(self, standing: Standing) -> int:
         """Return how many more may start of the configs of this standing; not positive for none."""
         taken = sum(self._taken[:standing])
-        free = self._most[standing]
+        free = self._most[-1]
         for each in range(standing, Standing.QUICK):
             taken += self._taken[each]
-            free = min(free, self._most[each] - taken)
+            most = each if self.has_quick or each != Standing.SLOW else Standing.UNKNOWN
+            free = min(free, self._most[most] - taken)
         return max(free, self._least - self._taken[standing])
 
     def lacks(self, standing: Standing) -> bool:

@@ -319,14 +319,21 @@ def test_who_is_known_to_be_quick_finds_slots_however_many_others_hang() -> None
     assert take_all(buffer) == {999: 1}
 
 
-@pytest.mark.parametrize(("seconds", "most"), [(15.0, 10), (5.0, 20)], ids=["timed out", "slow"])
-def test_those_that_are_late_leave_slots_to_who_was_not_heard_of(seconds: float, most: int) -> None:
-    """Who timed out has a quarter of the slots, who answers late a half."""
+@pytest.mark.parametrize(
+    ("seconds", "others", "most"),
+    [(15.0, True, 10), (15.0, False, 10), (5.0, True, 20), (5.0, False, 30)],
+    ids=["timed out", "timed out, nobody quick", "slow", "slow, nobody quick"],
+)
+def test_those_that_are_late_leave_slots_to_others(seconds: float, most: int, *, others: bool) -> None:
+    """Who timed out has a quarter of the slots, who answers late a half, or three quarters where nobody is quick."""
     buffer = Buffer(concurrency=40, per_config=1)
+    if others:
+        answer(buffer, 1000)
     for config in range(100):
         buffer.put(deliveries(config, 1, start=1000 * config))
         buffer.take()
         buffer.finished(UUID(int=config), timed_out=seconds == 15.0, seconds=seconds)
+    buffer.measure(0.1)
     for config in range(100):
         buffer.put(deliveries(config, 1, start=1000 * config))
     assert buffer.startable == most
