@@ -400,6 +400,11 @@ class Buffer:
         return len(self._limits)
 
     @property
+    def timed_out(self) -> int:
+        """How many configs' last POST timed out: together they have a quarter of the slots."""
+        return len(self._timed_out)
+
+    @property
     def config_ids(self) -> list[UUID]:
         """The configs that have something waiting."""
         return [config_id for config_id, lane in self._lanes.items() if lane.waiting]

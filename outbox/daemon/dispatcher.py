@@ -105,6 +105,8 @@ class Dispatcher:
             "outbox_unsettled": one(self._buffer.unsettled),
             "outbox_settle_delay_seconds": one(self._settler.delay),
             "outbox_limited_configs": one(self._buffer.limited),
+            "outbox_timed_out_configs": one(self._buffer.timed_out),
+            "outbox_flooded_configs": one(self._fetcher.flooded),
             "outbox_turn_age_seconds": one(time.monotonic() - max(self._fetcher.turned_at, self._made_at)),
             "outbox_outage": one(self._outage.lasts),
             "outbox_outages_total": one(self._outage.count),

@@ -77,6 +77,11 @@ class Fetcher:
         self.turned_at = -math.inf
         """When a turn was last completed, on the monotonic clock."""
 
+    @property
+    def flooded(self) -> int:
+        """For how many configs more is captured than they can take."""
+        return self._router.flooded
+
     def ring(self) -> None:
         """Look for work now: the doorbell rang, and has to be raised again."""
         self._router.let_down_doorbell()

@@ -15,6 +15,7 @@ import psycopg
 from outbox.core.marks import Marks
 from outbox.core.tally import Tally
 from outbox.daemon.claimer import Claimer
+from outbox.daemon.flood_log import FloodLog
 from outbox.daemon.intake import Intake
 from outbox.postgres import routing
 from outbox.postgres.routing import Routed
@@ -61,6 +62,7 @@ class Router:
         self._routed_lately = 0
         self._not_before = 0.0
         self._flood: frozenset[UUID] = frozenset()
+        self._flood_log = FloodLog()
         self._passed = 0
         self._top = 0
         self._overtake_at = 0.0
@@ -78,6 +80,11 @@ class Router:
     def is_flooded(self) -> bool:
         """Whether more is captured than the configs that it is for can take, as far as one can see."""
         return bool(self._flood)
+
+    @property
+    def flooded(self) -> int:
+        """For how many configs that is so."""
+        return len(self._flood)
 
     @property
     def next_look(self) -> float | None:
@@ -113,6 +120,7 @@ class Router:
             self._not_before = now + QUIET_SECONDS
         self._marks.routed(now, at=routed.now, top=routed.top)
         self._note_flood(routed, rooms, room)
+        self._flood_log.note(self._flood, now)
         await self._admit(conn, routed, now, rooms=rooms, room=room)
         if not routed.deliveries and not self._flood:
             self._ahead_at, self._routed_lately = 0.0, 0  # nobody wants it: perhaps what is behind it

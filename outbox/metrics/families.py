@@ -90,6 +90,17 @@ OF_DISPATCHING = (
         "Configs that may have fewer in flight than OUTBOX_MAX_IN_FLIGHT_PER_CONFIG, because their POSTs timed out.",
     ),
     Family(
+        "outbox_timed_out_configs",
+        Kind.GAUGE,
+        "Configs whose last POST timed out. All together they may have a quarter of the concurrency.",
+    ),
+    Family(
+        "outbox_flooded_configs",
+        Kind.GAUGE,
+        "Configs that more was captured for than they can take. It stays in the outbox until they can.",
+        greatest=True,
+    ),
+    Family(
         "outbox_turn_age_seconds",
         Kind.GAUGE,
         "Time since the fetch loop last looked for work with success, or since the start.",

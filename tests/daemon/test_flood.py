@@ -6,6 +6,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from outbox.daemon import router as router_module
 from outbox.daemon.fetcher import Fetcher
@@ -22,7 +23,7 @@ from tests.daemons import (
     running,
     until_empty,
 )
-from tests.receiver import Hang, Receiver, Status
+from tests.receiver import Gate, Hang, Receiver, Status
 
 
 @pytest.fixture
@@ -77,6 +78,7 @@ async def test_a_flood_stays_in_the_outbox_until_its_config_can_take_more(
         async with dispatching(db, allow_networks=LOOPBACK) as dispatcher:
             router, buffer = dispatcher._fetcher._router, dispatcher._buffer  # noqa: SLF001
             conn = await flood(dispatcher._fetcher)  # noqa: SLF001
+            assert dispatcher.reading()["outbox_flooded_configs"] == {"": [1.0]}
             left, leased = captured(contacts), buffer.in_hand
             assert leased == leased_in(contacts) == Settings(dsn=db).max_in_flight_per_config
             assert left > 2000
@@ -247,6 +249,22 @@ async def test_a_change_is_sent_before_the_flood_that_it_stands_behind(
             assert sum(each.path == "/flooded" for each in receiver.requests) < 3000
             await eventually(lambda: not captured(contacts) and not owed(contacts))
         assert Counter(each.path for each in receiver.requests) == {"/flooded": 4000, "/other": 1}
+
+
+async def test_a_flood_that_lasts_is_told_of(contacts: psycopg.Connection, db: str) -> None:
+    """Once when it has lasted, and once when it is over: an operator sees whose batch lies in the outbox."""
+    gate = Gate()
+    with Receiver(default=gate) as receiver, capture_logs() as lines:
+        config = add_config(contacts, receiver.url)
+        add_contacts(contacts, 1, 8000)
+        async with running(db, request_timeout=60.0):
+            await eventually(lambda: any(line["event"] == "flood.began" for line in lines))
+            gate.open()
+            await eventually(lambda: any(line["event"] == "flood.ended" for line in lines))
+    began, ended = [line for line in lines if line["event"].startswith("flood.")][:2]
+    assert (began["event"], began["configs"], began["config_ids"]) == ("flood.began", 1, [str(config)])
+    assert ended["event"] == "flood.ended"
+    assert ended["seconds"] >= 1.0
 
 
 async def test_a_flood_ends_when_asked_to_run_until_nothing_is_owed(contacts: psycopg.Connection, db: str) -> None:

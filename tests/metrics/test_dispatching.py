@@ -86,7 +86,7 @@ async def test_failures_are_told_apart(contacts: psycopg.Connection, db: str) ->
     assert found["outbox_attempts_total", "retry", "5xx"] == 1
     assert found["outbox_attempts_total", "dead", "4xx"] == 1
     assert found["outbox_attempts_total", "dead", "connect"] == 1
-    assert found["outbox_limited_configs",] == 1
+    assert found["outbox_limited_configs",] == found["outbox_timed_out_configs",] == 1
     assert found["outbox_commit_to_delivery_seconds_count",] == 0
 
 
