@@ -12,6 +12,7 @@ from benchmarks import (
     memory,
     metrics,
     neighbours,
+    outage,
     receivers,
     replay,
     throughput,
@@ -32,6 +33,7 @@ metrics.measure()
 replay.measure(deliveries=100_000, rounds=1)
 writer.measure(seconds=2, rounds=1)
 neighbours.measure(seconds=10, rounds=1, owed=200_000)
+outage.measure(seconds=30)
 growth.measure()
 receivers.measure(deliveries=5_000, rounds=1, records=100)
 if install.is_installed():

@@ -29,7 +29,7 @@ WARM_UP = 2.0
 LATEST = 60.0
 """Seconds that the last arrival is waited for."""
 
-_INSERT = """
+INSERT = """
 insert into public.contacts (location_id, last_name, first_name, email, address, city)
 values (%s, 'Jones', 'Zoë', 'zoe@example.com', '1 Main St & Co', 'Örebro') returning id
 """
@@ -38,7 +38,7 @@ insert into public.contacts (location_id, last_name, first_name, email, address,
 select %s, 'Jones', 'Zoë', 'zoe@example.com', '1 Main St & Co', 'Örebro' from generate_series(1, %s)
 """
 # As they were before: what went wrong in one run is nothing to the next.
-_RECOVER = """
+RECOVER = """
 update outbox.postback_configs set circuit_opened_at = null, exhausted_at = null, disabled_at = null,
     disabled_reason = null, is_active = true;
 delete from outbox.config_state;
@@ -65,7 +65,7 @@ def run(
 ) -> tuple[list[float], float]:
     """Return the milliseconds of each delivery of those that are healthy in every scene, sorted; and MB of memory."""
     with psycopg.connect(dsn, autocommit=True) as conn:
-        conn.execute(_RECOVER)
+        conn.execute(RECOVER)
         _point(conn, receiver.url, scene)
         receiver.ask("times")  # begins anew
         with stage.daemon(dsn, OUTBOX_DRAIN_TIMEOUT="1") as daemon, ThreadPoolExecutor(1) as beside:
@@ -74,7 +74,7 @@ def run(
             committed = _write(conn, seconds=WARM_UP + seconds, rate=rate)
             if batch:
                 batch.result()
-            arrived = _arrivals(conn, receiver, committed)
+            arrived = arrivals(conn, receiver, committed)
             peak = daemon.memory()
     begun = min(committed.values()) + WARM_UP
     # What arrived before the answer to the commit was back took no time.
@@ -110,13 +110,13 @@ def _write(conn: psycopg.Connection, *, seconds: float, rate: float) -> dict[str
     for number in range(int(seconds * rate)):
         time.sleep(max(0.0, begun + number / rate - time.monotonic()))
         config = number % CONFIGS
-        row = conn.execute(_INSERT, [f"location-{config}"]).fetchone()
+        row = conn.execute(INSERT, [f"location-{config}"]).fetchone()
         if row and config > REFUSING:
             committed[row[0]] = time.monotonic()
     return committed
 
 
-def _arrivals(
+def arrivals(
     conn: psycopg.Connection, receiver: stage.ReceiverProcess, wanted: Mapping[str, float]
 ) -> dict[str, float]:
     """Return when each of these contacts came; TimeoutError when one does not come."""
@@ -166,9 +166,9 @@ def measure(seconds: int = 20, rounds: int = 3, owed: int = 1_000_000, rate: int
     baseline = found[scenes[0].name]
     for name, runs in found.items():
         for share, word in ((0.5, "p50"), (0.99, "p99")):
-            figures[f"{name}: {word} ms (median of rounds)"] = statistics.median(_at(each, share) for each in runs)
+            figures[f"{name}: {word} ms (median of rounds)"] = statistics.median(at_share(each, share) for each in runs)
             figures[f"{name}: {word}, ratio to all healthy (median)"] = statistics.median(
-                _at(each, share) / _at(without, share) for each, without in zip(runs, baseline, strict=True)
+                at_share(each, share) / at_share(without, share) for each, without in zip(runs, baseline, strict=True)
             )
         figures[f"{name}: daemon's memory, peak MB"] = peaks[name]
     figures["still owed at the end"] = left[0] if left else 0
@@ -178,7 +178,7 @@ def measure(seconds: int = 20, rounds: int = 3, owed: int = 1_000_000, rate: int
     )  # fmt: skip
 
 
-def _at(ordered: Sequence[float], share: float) -> float:
+def at_share(ordered: Sequence[float], share: float) -> float:
     return ordered[int(len(ordered) * share)]
 
 
