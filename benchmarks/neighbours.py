@@ -179,6 +179,7 @@ def measure(seconds: int = 20, rounds: int = 3, owed: int = 1_000_000, rate: int
 
 
 def at_share(ordered: Sequence[float], share: float) -> float:
+    """Return the value that this share of them is not above."""
     return ordered[int(len(ordered) * share)]
 
 

@@ -82,6 +82,8 @@ class _Lane:
     in_flight: int = 0
     finished: int = 0
     answered_at: float = 0.0
+    silent_since: float = 0.0
+    """When it was answered last, or began to have something in flight."""
     pace: float = 0.0
     queued: bool = False
     allowance: int = 0
@@ -258,12 +260,14 @@ class Buffer:
         free = self._concurrency - self.in_flight
         if lane.standing is not QUICK:
             free = min(free, self._slots.free(lane.standing))
-        if lane.in_flight >= free:
+        if lane.in_flight >= free or self._is_silent(lane):
             self._crowded.append(lane)
             return None
         if lane.standing is not QUICK:
             self._unproven -= 1
             self._slots.count(lane.standing, 1)
+        if not lane.in_flight:
+            lane.silent_since = self._clock
         held = lane.waiting.popleft()
         lane.in_flight += 1
         lane.started = self._started = self._started + 1
@@ -272,6 +276,10 @@ class Buffer:
         if not lane.is_full:
             self._queue(lane)
         return held
+
+    def _is_silent(self, lane: _Lane) -> bool:
+        """Whether it is time that one in flight were answered: until then no other is started, unless it is slow."""
+        return lane.in_flight > 0 and self._clock - lane.silent_since > QUICK_SECONDS and lane.standing is not SLOW
 
     def finished(self, config_id: UUID, *, timed_out: bool | None, seconds: float = 0.0) -> bool:
         """Give back the slot of a delivery that `take` gave. Returns whether its config wants more to be claimed.
@@ -292,7 +300,7 @@ class Buffer:
         elif timed_out is not None:
             lane.finished += 1
             lane.limit = min(self._per_config, lane.limit + 1)
-            lane.answered_at = self._clock
+            lane.answered_at = lane.silent_since = self._clock
             standing = QUICK if seconds < QUICK_SECONDS else SLOW
             if lane.standing is not standing:
                 self._timed_out.pop(config_id, None)
@@ -389,6 +397,8 @@ class Buffer:
         for lane in self._turns:
             if count >= most:
                 break
+            if self._is_silent(lane):
+                continue
             number = max(0, min(lane.startable, free[lane.standing]))
             free[lane.standing] -= number
             count += number

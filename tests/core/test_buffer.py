@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox.core.buffer import AHEAD, KNOWN_SECONDS, Buffer, Held
+from outbox.core.buffer import AHEAD, KNOWN_SECONDS, QUICK_SECONDS, Buffer, Held
 from outbox.core.model import Delivery
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -418,6 +418,31 @@ def test_who_was_quick_and_is_silent_is_known_for_it_no_more() -> None:
     for _ in range(3):
         buffer.finished(UUID(int=1), timed_out=False)
     assert take_all(buffer) == {21: 1}
+
+
+def test_who_is_silent_starts_no_other() -> None:
+    """So those that fall silent together take a slot or two each, and not as many as there are."""
+    buffer = Buffer(concurrency=40, per_config=10)
+    answer(buffer, 1)
+    buffer.put(deliveries(1, 2))
+    assert take_all(buffer) == {1: 2}
+    buffer.measure(QUICK_SECONDS + 0.1)
+    buffer.put(deliveries(1, 2, start=100))
+    assert (buffer.startable, take_all(buffer)) == (0, {})
+    buffer.finished(UUID(int=1), timed_out=False)
+    assert (buffer.startable, take_all(buffer)) == (2, {1: 2})
+
+
+def test_who_answers_late_starts_others_meanwhile() -> None:
+    """What is known to take long is not awaited one by one."""
+    buffer = Buffer(concurrency=40, per_config=10)
+    buffer.put(deliveries(1, 2))
+    assert take_all(buffer) == {1: 2}
+    buffer.measure(3.0)
+    buffer.finished(UUID(int=1), timed_out=False, seconds=3.0)
+    buffer.measure(3.0)
+    buffer.put(deliveries(1, 2, start=100))
+    assert (buffer.startable, take_all(buffer)) == (2, {1: 2})
 
 
 def test_something_is_free_in_hand_however_many_hang() -> None:
