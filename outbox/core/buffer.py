@@ -37,8 +37,11 @@ UNPROVEN_MOST = 15 / 16
 QUICK_SECONDS = 1.0
 """Whose POST was answered within that is known to be quick."""
 
-KNOWN_SECONDS = 5.0
+KNOWN_SECONDS = 10.0
 """For so long, if no other is answered."""
+
+PROBATION = 10
+"""Whose POST timed out, or took longer, is known to be quick when so many in a row were answered soon."""
 
 PACE_WINDOW = 0.25
 """Seconds over which a config's pace is measured while it falls."""
@@ -84,8 +87,16 @@ class _Lane:
     answered_at: float = 0.0
     silent_since: float = 0.0
     """When it was answered last, or began to have something in flight."""
+    answers_late: bool = False
+    probation: int = 0
+    """How many must be answered soon before it is known to be quick."""
+    old: int = 0
+    """How many were in flight at the last mark, and still are."""
+    overdue: int = 0
+    """How many have been in flight for longer than who is quick takes."""
     pace: float = 0.0
     queued: bool = False
+    crowded: bool = False
     allowance: int = 0
     """How many it may have in hand, as it was asked for last."""
     more: bool = False
@@ -130,7 +141,8 @@ class Buffer:
         self._turns: deque[_Lane] = deque()
         self._late_turns: list[tuple[int, _Lane]] = []
         """A heap of those that timed out, by their last start."""
-        self._crowded: deque[_Lane] = deque()
+        self._crowded: list[deque[_Lane]] = [deque() for _ in Standing]
+        """Those that had their turn and could not start, by their standing."""
         self._limits: dict[UUID, int] = {}
         self._timed_out: dict[UUID, int] = {}
         """Configs whose last POST timed out, with the number of its start."""
@@ -139,6 +151,7 @@ class Buffer:
         self._slots = Slots(concurrency)
         self._started = 0
         self._clock = 0.0
+        self._marked_at = 0.0
         self._resume_at = -1
         self._lag = 0.0
         self._others_keep_up = False
@@ -170,12 +183,14 @@ class Buffer:
 
     def measure(self, elapsed: float) -> None:
         """Measure each config's pace: what it finished in the `elapsed` seconds since this was called last."""
-        while self._crowded:
-            self._queue(self._crowded.popleft())
+        self._queue_crowded(self._concurrency)
         if elapsed <= 0:
             return
         self._clock += elapsed
-        while self._answered and self._clock - next(iter(self._answered.values())) > KNOWN_SECONDS:
+        if self._clock - self._marked_at >= QUICK_SECONDS:
+            self._mark()
+        known_since = self._known_since
+        while self._answered and next(iter(self._answered.values())) < known_since:
             del self._answered[next(iter(self._answered))]
         falling, rising = min(1.0, elapsed / PACE_WINDOW), min(1.0, elapsed / RISE_WINDOW)
         self._others_keep_up = any(not lane.more for lane in self._lanes.values())
@@ -189,7 +204,7 @@ class Buffer:
                 if lane.standing is QUICK:
                     self._answered[config_id] = lane.answered_at
                 continue
-            if lane.standing is QUICK and self._clock - lane.answered_at > KNOWN_SECONDS:
+            if lane.standing is QUICK and lane.answered_at < known_since:
                 self._place(lane, UNKNOWN)
             enough = max(1.0, lane.pace * TURN_GOAL)
             # By Little's law: whoever's POSTs take many turns of the loop has them elsewhere, and would lose by it.
@@ -198,6 +213,34 @@ class Buffer:
                 lane.useful -= (lane.useful - enough) / 2
             else:
                 lane.useful = min(float(self._per_config), lane.useful + 1)
+
+    @property
+    def _known_since(self) -> float:
+        """Who was answered soon before that, and not since, is known for it no more."""
+        return self._clock - KNOWN_SECONDS
+
+    def _mark(self) -> None:
+        """Find out what has been in flight since the last mark."""
+        for lane in self._lanes.values():
+            lane.overdue, lane.old = lane.old, lane.in_flight
+            if lane.overdue and lane.standing in (QUICK, UNKNOWN):
+                self._place(lane, SLOW)
+        self._marked_at = self._clock
+
+    def _queue_crowded(self, most: int) -> None:
+        """Let so many of the crowded of each standing have their turn, as far as there are slots."""
+        for standing in Standing:
+            crowded, left = self._crowded[standing], min(most, self._free(standing))
+            while crowded and left > 0:
+                lane = crowded.popleft()
+                lane.crowded = False
+                if lane.waiting and not lane.queued:
+                    self._queue(lane)
+                    left -= 1
+
+    def _free(self, standing: Standing) -> int:
+        free = self._concurrency - self.in_flight
+        return free if standing is QUICK else min(free, self._slots.free(standing))
 
     def rooms(self) -> dict[UUID, int]:
         """Return how many more may be claimed of each config that has something in hand, or had lately."""
@@ -209,6 +252,8 @@ class Buffer:
             if lane.standing is not QUICK:
                 lane.allowance = min(lane.allowance, lane.in_flight + max(unproven, len(lane.waiting)))
             rooms[config_id] = max(0, lane.allowance - lane.in_hand)
+        if not self._unproven_room:
+            rooms |= dict.fromkeys(self._answered, min(self._per_config, self.slots))
         return rooms
 
     def put(self, claimed: Iterable[Held]) -> None:
@@ -225,10 +270,10 @@ class Buffer:
             self._queue(lane)
 
     def _new_lane(self, config_id: UUID) -> _Lane:
-        limit, answered_at = self._limits.get(config_id, self._per_config), self._answered.pop(config_id, None)
-        standing = TIMED_OUT if config_id in self._timed_out else UNKNOWN if answered_at is None else QUICK
+        limit, answered_at = self._limits.get(config_id, self._per_config), self._answered.pop(config_id, -math.inf)
+        standing = TIMED_OUT if config_id in self._timed_out else QUICK if answered_at >= self._known_since else UNKNOWN
         started = self._timed_out.get(config_id, 0)
-        return _Lane(limit, float(self._per_config), standing, started, answered_at=answered_at or 0.0, allowance=limit)
+        return _Lane(limit, float(self._per_config), standing, started, answered_at=answered_at, allowance=limit)
 
     def take(self) -> Held | None:
         """Return the next delivery to send, which is in flight from now on; None while there is none to start."""
@@ -257,11 +302,10 @@ class Buffer:
         lane.queued = False
         if not lane.waiting or lane.is_full:
             return None
-        free = self._concurrency - self.in_flight
-        if lane.standing is not QUICK:
-            free = min(free, self._slots.free(lane.standing))
-        if lane.in_flight >= free or self._is_silent(lane):
-            self._crowded.append(lane)
+        if lane.in_flight >= self._free(lane.standing) or self._is_silent(lane):
+            if not lane.crowded:
+                lane.crowded = True
+                self._crowded[lane.standing].append(lane)
             return None
         if lane.standing is not QUICK:
             self._unproven -= 1
@@ -278,8 +322,8 @@ class Buffer:
         return held
 
     def _is_silent(self, lane: _Lane) -> bool:
-        """Whether it is time that one in flight were answered: until then no other is started, unless it is slow."""
-        return lane.in_flight > 0 and self._clock - lane.silent_since > QUICK_SECONDS and lane.standing is not SLOW
+        """Whether one in flight should have been answered: until then no other is started, unless it answers late."""
+        return lane.in_flight > 0 and self._clock - lane.silent_since > QUICK_SECONDS and not lane.answers_late
 
     def finished(self, config_id: UUID, *, timed_out: bool | None, seconds: float = 0.0) -> bool:
         """Give back the slot of a delivery that `take` gave. Returns whether its config wants more to be claimed.
@@ -291,9 +335,13 @@ class Buffer:
         self.in_flight -= 1
         if lane.standing is not QUICK:
             self._slots.count(lane.standing, -1)
+        if seconds > self._clock - self._marked_at:
+            lane.old = max(0, lane.old - 1)
+            lane.overdue = max(0, lane.overdue - (seconds > QUICK_SECONDS))
         if timed_out:
             lane.finished += 1
             lane.limit = max(1, lane.limit // 2)
+            lane.probation = PROBATION
             self._timed_out[config_id] = lane.started
             if lane.standing is not TIMED_OUT:
                 self._place(lane, TIMED_OUT)
@@ -301,7 +349,9 @@ class Buffer:
             lane.finished += 1
             lane.limit = min(self._per_config, lane.limit + 1)
             lane.answered_at = lane.silent_since = self._clock
-            standing = QUICK if seconds < QUICK_SECONDS else SLOW
+            lane.answers_late = seconds > QUICK_SECONDS
+            lane.probation = PROBATION if lane.answers_late or lane.overdue else max(0, lane.probation - 1)
+            standing = SLOW if lane.probation else QUICK
             if lane.standing is not standing:
                 self._timed_out.pop(config_id, None)
                 self._place(lane, standing)
@@ -310,8 +360,8 @@ class Buffer:
         else:
             self._limits.pop(config_id, None)
         self._queue(lane)
-        if self._crowded:  # there is one free slot more
-            self._queue(self._crowded.popleft())
+        if any(self._crowded):  # there is one free slot more
+            self._queue_crowded(1)
         return self.in_hand <= self._resume_at or (lane.more and lane.in_hand <= lane.allowance * 3 // 4)
 
     def note(

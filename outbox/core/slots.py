@@ -6,7 +6,7 @@ No clock, no I/O.
 from enum import IntEnum
 
 LEAST_SHARE = 16
-"""This part of the slots, and one at least, is there for each standing, whatever the others have."""
+"""This part of the slots is there for each standing, whatever the others have."""
 
 
 class Standing(IntEnum):
@@ -15,7 +15,7 @@ class Standing(IntEnum):
     TIMED_OUT = 0
     """It was not answered in time."""
     SLOW = 1
-    """It was answered, but late."""
+    """It was answered, but late, or another one has been waiting for long."""
     UNKNOWN = 2
     """There was none lately."""
     QUICK = 3
@@ -32,7 +32,8 @@ class Slots:
 
     def __init__(self, concurrency: int) -> None:
         self._most = [-(-concurrency * (standing + 1) // len(Standing)) for standing in Standing]
-        self._least = max(1, concurrency // LEAST_SHARE)
+        self._most[:-1] = [min(most, max(1, concurrency - 1)) for most in self._most[:-1]]
+        self._least = concurrency // LEAST_SHARE
         self._taken = [0] * len(Standing)
         self.has_quick = False
         """Whether anybody is known to be quick."""
@@ -52,5 +53,5 @@ class Slots:
         return max(free, self._least - self._taken[standing])
 
     def lacks(self, standing: Standing) -> bool:
-        """Whether the configs of this standing have less than is there for them in any case."""
-        return self._taken[standing] < self._least
+        """Whether the configs of this standing have less than is there for them in any case, or none."""
+        return self._taken[standing] < max(1, self._least)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox.core.buffer import AHEAD, KNOWN_SECONDS, QUICK_SECONDS, Buffer, Held
+from outbox.core.buffer import AHEAD, KNOWN_SECONDS, PROBATION, QUICK_SECONDS, Buffer, Held
 from outbox.core.model import Delivery
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -397,27 +397,98 @@ def test_who_answers_again_waits_no_more_among_those_that_time_out() -> None:
     assert take_all(buffer)[recovered] == 2
 
 
-def test_who_was_quick_and_is_silent_is_known_for_it_no_more() -> None:
-    """What it has in flight counts with those of which nothing is known."""
-    buffer = Buffer(concurrency=40, per_config=40)
-    for config in (1, 2, 3):
+def test_who_was_quick_long_ago_is_known_for_it_no_more() -> None:
+    """It finds slots among those of which nothing is known."""
+    buffer = Buffer(concurrency=40, per_config=10)
+    for config in (998, 999):
         answer(buffer, config)
-    for config in (1, 2, 3):
-        buffer.put(deliveries(config, 40, start=1000 * config))
+        buffer.measure(KNOWN_SECONDS * 0.6)
+        buffer.measure(KNOWN_SECONDS * 0.1)
+    for config in range(1, 100):
+        buffer.put(deliveries(config, 2, start=1000 * config))
     assert sum(take_all(buffer).values()) == 30
-    for config in (1, 2):
-        buffer.measure(KNOWN_SECONDS / 2 + 0.1)
-        buffer.finished(UUID(int=config), timed_out=False)
-    buffer.withdraw()
-    for config in range(10, 20):
+    for config in (998, 999):
+        buffer.put(deliveries(config, 1, start=config))
+    assert take_all(buffer) == {999: 1}
+
+
+def hang_now_and_then(buffer: Buffer, sick: range) -> None:
+    """Have each of them two that hang, while others are answered, and those of 999."""
+    for config in (*sick, 999):
+        answer(buffer, config)
+    for config in sick:
+        buffer.put(deliveries(config, 2, start=config))
+    take_all(buffer)
+    for _ in range(4):
+        buffer.measure(0.6 * QUICK_SECONDS)
+        for config in (*sick, 999):
+            answer(buffer, config)
+    buffer.measure(0.1)
+
+
+def put_each(buffer: Buffer, among: range) -> None:
+    for config in among:
+        buffer.put(deliveries(config, 40, start=1000 * config))
+
+
+def test_who_has_some_overdue_counts_as_slow_whatever_else_is_answered() -> None:
+    """Of who hangs now and then, each that hangs has a slot for long."""
+    buffer, sick = Buffer(concurrency=40, per_config=40), range(1, 4)
+    hang_now_and_then(buffer, sick)
+    put_each(buffer, sick)
+    take_all(buffer)
+    assert 10 < buffer.in_flight <= 20
+    buffer.put(deliveries(999, 40))
+    assert take_all(buffer)[999] >= 10
+
+
+def test_who_was_late_is_known_to_be_quick_when_many_in_a_row_were_answered_soon() -> None:
+    """Who hangs now and then would else be trusted again after each answer."""
+    buffer, sick = Buffer(concurrency=40, per_config=40), range(1, 4)
+    hang_now_and_then(buffer, sick)
+    for config in sick:
+        for _ in range(2):
+            buffer.finished(UUID(int=config), timed_out=False, seconds=2 * QUICK_SECONDS)
+    for _ in range(PROBATION):
+        put_each(buffer, sick)
+        assert 0 < buffer.startable <= 20
+        buffer.withdraw()
+        for config in sick:
+            answer(buffer, config)
+    put_each(buffer, sick)
+    assert sum(take_all(buffer).values()) > 20
+
+
+def test_who_is_known_to_be_quick_has_room_where_all_is_full_of_what_hangs() -> None:
+    """Also while it has nothing in hand."""
+    buffer = Buffer(concurrency=100, per_config=20)
+    answer(buffer, 9999)
+    buffer.measure(2.0)
+    buffer.measure(2.0)
+    for config in range(5000):
         buffer.put(deliveries(config, 1, start=1000 * config))
-    assert sum(take_all(buffer).values()) == 10
-    buffer.measure(KNOWN_SECONDS + 0.1)
-    buffer.put(deliveries(21, 1, start=21_000))
-    assert take_all(buffer) == {}
-    for _ in range(3):
-        buffer.finished(UUID(int=1), timed_out=False)
-    assert take_all(buffer) == {21: 1}
+    assert UUID(int=9999) in buffer.rooms()
+    assert buffer.room == 0
+
+
+@pytest.mark.parametrize("concurrency", [2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 16, 17, 31, 100, 200])
+def test_one_slot_at_least_is_left_to_who_is_quick(concurrency: int) -> None:
+    """However few there are, and whatever the others are known for."""
+    buffer = Buffer(concurrency=concurrency, per_config=1)
+    answer(buffer, 9999)
+    for config in range(300):
+        buffer.put(deliveries(config, 1, start=1000 * config))
+        assert buffer.take()
+        buffer.finished(UUID(int=config), timed_out=config % 3 == 0, seconds=15.0 if config % 3 < 2 else 0.01)
+    buffer.measure(0.1)
+    for config in range(300):
+        if config % 3 < 2:
+            buffer.put(deliveries(config, 1, start=1000 * config))
+    for config in range(1000, 1300):
+        buffer.put(deliveries(config, 1, start=1000 * config))
+    assert 1 <= sum(take_all(buffer).values()) < concurrency
+    buffer.put(deliveries(9999, 1))
+    assert take_all(buffer) == {9999: 1}
 
 
 def test_who_is_silent_starts_no_other() -> None:
