@@ -3,17 +3,14 @@
 Who may be sent next, and how much more may be claimed, is decided here and nowhere else. No clock, no I/O.
 """
 
-import heapq
 import math
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import NamedTuple
 from uuid import UUID
 
-from outbox.core.model import Delivery
-from outbox.core.slots import Slots, Standing
+from outbox.core.lane import QUICK, QUICK_SECONDS, SLOW, TIMED_OUT, UNKNOWN, Held, Lane
+from outbox.core.slots import Standing
+from outbox.core.turns import Turns
 
 AHEAD = 5000
 """How many deliveries may wait in hand, all configs together. At 10,000 a second they last half a second."""
@@ -34,14 +31,8 @@ UNPROVEN_SHARE = 256
 UNPROVEN_MOST = 15 / 16
 """And all of them together this part of the buffer: so something is free, however many configs hang."""
 
-QUICK_SECONDS = 1.0
-"""Whose POST was answered within that is known to be quick."""
-
 KNOWN_SECONDS = 10.0
-"""For so long, if no other is answered."""
-
-PROBATION = 10
-"""Whose POST timed out, or took longer, is known to be quick when so many in a row were answered soon."""
+"""Who was answered soon is known to be quick for so long, if nothing else is heard of it."""
 
 PACE_WINDOW = 0.25
 """Seconds over which a config's pace is measured while it falls."""
@@ -55,64 +46,6 @@ quick, and others keep up."""
 
 QUICK_TURNS = 16
 """A config is quick whose POSTs take so many turns of the event loop at most."""
-
-# Asked for with each POST: a member of an enum is found by a slow way.
-TIMED_OUT, SLOW, UNKNOWN, QUICK = Standing
-
-
-class Held(NamedTuple):
-    """A delivery in hand, with its lease."""
-
-    delivery: Delivery
-    claimed_at: datetime
-    """The database's time of the claim."""
-    clock: float
-    """The monotonic clock just before the claim."""
-    start_before: float
-    """Until when its POST may begin, on the monotonic clock: later, the lease could run out meanwhile."""
-
-
-@dataclass(slots=True)
-class _Lane:
-    """One config's deliveries in hand."""
-
-    limit: int
-    useful: float
-    standing: Standing
-    started: int
-    """The number of its last POST's start: of two that timed out, the one with the lower goes first."""
-    waiting: deque[Held] = field(default_factory=deque)
-    in_flight: int = 0
-    finished: int = 0
-    answered_at: float = 0.0
-    silent_since: float = 0.0
-    """When it was answered last, or began to have something in flight."""
-    answers_late: bool = False
-    probation: int = 0
-    """How many must be answered soon before it is known to be quick."""
-    old: int = 0
-    """How many were in flight at the last mark, and still are."""
-    overdue: int = 0
-    """How many have been in flight for longer than who is quick takes."""
-    pace: float = 0.0
-    queued: bool = False
-    crowded: bool = False
-    allowance: int = 0
-    """How many it may have in hand, as it was asked for last."""
-    more: bool = False
-    """Whether it may be owed more than it was given last."""
-
-    @property
-    def in_hand(self) -> int:
-        return len(self.waiting) + self.in_flight
-
-    @property
-    def is_full(self) -> bool:
-        return self.in_flight >= min(self.limit, self.useful)
-
-    @property
-    def startable(self) -> int:
-        return 0 if self.is_full else min(len(self.waiting), math.ceil(min(self.limit, self.useful)) - self.in_flight)
 
 
 class Buffer:
@@ -129,38 +62,36 @@ class Buffer:
     owed much and is quick has as few in flight as the loop serves in a moment. Who is slow keeps what it has.
 
     A fourth is for the day on which many hang at once. Who is known to be quick finds slots that the others can not
-    have (`core/slots.py`), in flight and in hand. Of those that timed out, whose last POST is longest ago has the next
-    turn.
+    have (`core/slots.py`), in flight and in hand. Who falls silent starts no other POST until one is answered. Of those
+    that timed out, whose last POST is longest ago has the next turn.
     """
 
     def __init__(self, *, concurrency: int, per_config: int) -> None:
         self._concurrency = concurrency
         self._per_config = min(per_config, concurrency)
         self._capacity = concurrency + AHEAD
-        self._lanes: dict[UUID, _Lane] = {}
-        self._turns: deque[_Lane] = deque()
-        self._late_turns: list[tuple[int, _Lane]] = []
-        """A heap of those that timed out, by their last start."""
-        self._crowded: list[deque[_Lane]] = [deque() for _ in Standing]
-        """Those that had their turn and could not start, by their standing."""
+        self._lanes: dict[UUID, Lane] = {}
+        self._turns = Turns(concurrency)
         self._limits: dict[UUID, int] = {}
         self._timed_out: dict[UUID, int] = {}
         """Configs whose last POST timed out, with the number of its start."""
         self._answered: dict[UUID, float] = {}
         """Configs that are known to be quick and have nothing in hand, with the time of the last answer."""
-        self._slots = Slots(concurrency)
-        self._started = 0
         self._clock = 0.0
         self._marked_at = 0.0
         self._resume_at = -1
         self._lag = 0.0
         self._others_keep_up = False
-        self.in_flight = 0
         self.waiting = 0
         self.unsettled = 0
         """Finished and not settled yet, as the settling side counts them."""
         self._unproven = 0
         """What waits of those that are not known to be quick."""
+
+    @property
+    def in_flight(self) -> int:
+        """How many are being sent."""
+        return self._turns.in_flight
 
     @property
     def slots(self) -> int:
@@ -183,7 +114,7 @@ class Buffer:
 
     def measure(self, elapsed: float) -> None:
         """Measure each config's pace: what it finished in the `elapsed` seconds since this was called last."""
-        self._queue_crowded(self._concurrency)
+        self._turns.queue_crowded(self._concurrency)
         if elapsed <= 0:
             return
         self._clock += elapsed
@@ -194,7 +125,8 @@ class Buffer:
             del self._answered[next(iter(self._answered))]
         falling, rising = min(1.0, elapsed / PACE_WINDOW), min(1.0, elapsed / RISE_WINDOW)
         self._others_keep_up = any(not lane.more for lane in self._lanes.values())
-        self._slots.has_quick = bool(self._answered) or any(each.standing is QUICK for each in self._lanes.values())
+        some_quick = bool(self._answered) or any(lane.standing is QUICK for lane in self._lanes.values())
+        self._turns.note_quick(some=some_quick)
         for config_id, lane in list(self._lanes.items()):
             change = lane.finished / elapsed - lane.pace
             lane.pace += change * (rising if change > 0 else falling)
@@ -220,27 +152,12 @@ class Buffer:
         return self._clock - KNOWN_SECONDS
 
     def _mark(self) -> None:
-        """Find out what has been in flight since the last mark."""
+        """Find out what has been in flight for long."""
         for lane in self._lanes.values():
-            lane.overdue, lane.old = lane.old, lane.in_flight
-            if lane.overdue and lane.standing in (QUICK, UNKNOWN):
+            lane.mark()
+            if lane.overdue and lane.standing is not TIMED_OUT:
                 self._place(lane, SLOW)
         self._marked_at = self._clock
-
-    def _queue_crowded(self, most: int) -> None:
-        """Let so many of the crowded of each standing have their turn, as far as there are slots."""
-        for standing in Standing:
-            crowded, left = self._crowded[standing], min(most, self._free(standing))
-            while crowded and left > 0:
-                lane = crowded.popleft()
-                lane.crowded = False
-                if lane.waiting and not lane.queued:
-                    self._queue(lane)
-                    left -= 1
-
-    def _free(self, standing: Standing) -> int:
-        free = self._concurrency - self.in_flight
-        return free if standing is QUICK else min(free, self._slots.free(standing))
 
     def rooms(self) -> dict[UUID, int]:
         """Return how many more may be claimed of each config that has something in hand, or had lately."""
@@ -267,63 +184,25 @@ class Buffer:
             self.waiting += 1
             if lane.standing is not QUICK:
                 self._unproven += 1
-            self._queue(lane)
+            self._turns.queue(lane)
 
-    def _new_lane(self, config_id: UUID) -> _Lane:
+    def _new_lane(self, config_id: UUID) -> Lane:
         limit, answered_at = self._limits.get(config_id, self._per_config), self._answered.pop(config_id, -math.inf)
         standing = TIMED_OUT if config_id in self._timed_out else QUICK if answered_at >= self._known_since else UNKNOWN
         started = self._timed_out.get(config_id, 0)
-        return _Lane(limit, float(self._per_config), standing, started, answered_at=answered_at, allowance=limit)
+        return Lane(limit, float(self._per_config), standing, started, answered_at=answered_at, allowance=limit)
 
     def take(self) -> Held | None:
         """Return the next delivery to send, which is in flight from now on; None while there is none to start."""
-        if self.in_flight + self.unsettled >= self._concurrency:
+        if self._turns.in_flight + self.unsettled >= self._concurrency or not (lane := self._turns.start(self._clock)):
             return None
-        if self._late_turns and self._slots.lacks(TIMED_OUT) and (held := self._take_late()):
-            return held
-        while self._turns:
-            lane = self._turns.popleft()
-            if lane.standing is TIMED_OUT:
-                lane.queued = False
-                self._queue(lane)
-            elif held := self._start(lane):
-                return held
-        return self._take_late() if self._late_turns else None
-
-    def _take_late(self) -> Held | None:
-        """Start one of those that timed out, if there is a slot for it."""
-        while self._late_turns and self._slots.free(TIMED_OUT) > 0:
-            if held := self._start(heapq.heappop(self._late_turns)[1]):
-                return held
-        return None
-
-    def _start(self, lane: _Lane) -> Held | None:
-        """Start the next of a lane that has its turn, if it may; in its turn it is not any more."""
-        lane.queued = False
-        if not lane.waiting or lane.is_full:
-            return None
-        if lane.in_flight >= self._free(lane.standing) or self._is_silent(lane):
-            if not lane.crowded:
-                lane.crowded = True
-                self._crowded[lane.standing].append(lane)
-            return None
+        held = lane.waiting.popleft()
+        self.waiting -= 1
         if lane.standing is not QUICK:
             self._unproven -= 1
-            self._slots.count(lane.standing, 1)
-        if not lane.in_flight:
-            lane.silent_since = self._clock
-        held = lane.waiting.popleft()
-        lane.in_flight += 1
-        lane.started = self._started = self._started + 1
-        self.waiting -= 1
-        self.in_flight += 1
         if not lane.is_full:
-            self._queue(lane)
+            self._turns.queue(lane)
         return held
-
-    def _is_silent(self, lane: _Lane) -> bool:
-        """Whether one in flight should have been answered: until then no other is started, unless it answers late."""
-        return lane.in_flight > 0 and self._clock - lane.silent_since > QUICK_SECONDS and not lane.answers_late
 
     def finished(self, config_id: UUID, *, timed_out: bool | None, seconds: float = 0.0) -> bool:
         """Give back the slot of a delivery that `take` gave. Returns whether its config wants more to be claimed.
@@ -331,37 +210,23 @@ class Buffer:
         `timed_out` is None when nothing was sent: then it says nothing of the subscriber. `seconds`: how long it took.
         """
         lane = self._lanes[config_id]
-        lane.in_flight -= 1
-        self.in_flight -= 1
-        if lane.standing is not QUICK:
-            self._slots.count(lane.standing, -1)
-        if seconds > self._clock - self._marked_at:
-            lane.old = max(0, lane.old - 1)
-            lane.overdue = max(0, lane.overdue - (seconds > QUICK_SECONDS))
+        self._turns.end(lane)
+        if lane.old:
+            lane.note_end(seconds, since_mark=self._clock - self._marked_at)
         if timed_out:
-            lane.finished += 1
-            lane.limit = max(1, lane.limit // 2)
-            lane.probation = PROBATION
             self._timed_out[config_id] = lane.started
-            if lane.standing is not TIMED_OUT:
-                self._place(lane, TIMED_OUT)
+            self._place(lane, lane.note_timed_out())
         elif timed_out is not None:
-            lane.finished += 1
-            lane.limit = min(self._per_config, lane.limit + 1)
-            lane.answered_at = lane.silent_since = self._clock
-            lane.answers_late = seconds > QUICK_SECONDS
-            lane.probation = PROBATION if lane.answers_late or lane.overdue else max(0, lane.probation - 1)
-            standing = SLOW if lane.probation else QUICK
-            if lane.standing is not standing:
+            if lane.standing is TIMED_OUT:
                 self._timed_out.pop(config_id, None)
+            standing = lane.note_answered(seconds, clock=self._clock, most=self._per_config)
+            if standing is not lane.standing:
                 self._place(lane, standing)
         if lane.limit < self._per_config:
             self._limits[config_id] = lane.limit
         else:
             self._limits.pop(config_id, None)
-        self._queue(lane)
-        if any(self._crowded):  # there is one free slot more
-            self._queue_crowded(1)
+        self._turns.follow(lane)
         return self.in_hand <= self._resume_at or (lane.more and lane.in_hand <= lane.allowance * 3 // 4)
 
     def note(
@@ -393,31 +258,11 @@ class Buffer:
         """How many wait or are in flight."""
         return self.waiting + self.in_flight
 
-    def _queue(self, lane: _Lane) -> None:
-        if not lane.waiting or lane.queued:
-            return
-        lane.queued = True
-        if lane.standing is TIMED_OUT:
-            heapq.heappush(self._late_turns, (lane.started, lane))
-        else:
-            self._turns.append(lane)
-
-    def _place(self, lane: _Lane, standing: Standing) -> None:
-        """Note what is known of a config now. Who timed out has turns of its own, who is answered the common ones."""
-        before, lane.standing = lane.standing, standing
-        if before is not QUICK:
-            self._slots.count(before, -lane.in_flight)
-            self._unproven -= len(lane.waiting)
-        if standing is not QUICK:
-            self._slots.count(standing, lane.in_flight)
-            self._unproven += len(lane.waiting)
-        if before is TIMED_OUT and lane.queued:
-            others = [each for each in self._late_turns if each[1] is not lane]
-            if len(others) < len(self._late_turns):
-                heapq.heapify(others)
-                self._late_turns = others
-                lane.queued = False
-                self._queue(lane)
+    def _place(self, lane: Lane, standing: Standing) -> None:
+        """Note how a config stands now."""
+        if lane.standing is not standing:
+            self._unproven += len(lane.waiting) * ((standing is not QUICK) - (lane.standing is not QUICK))
+            self._turns.place(lane, standing)
 
     def note_lag(self, seconds: float) -> None:
         """Remember how long a turn of the event loop took."""
@@ -440,19 +285,7 @@ class Buffer:
     @property
     def startable(self) -> int:
         """How many POSTs could begin now, at the most."""
-        most = max(0, self._concurrency - self.in_flight - self.unsettled)
-        free = [self._slots.free(standing) for standing in Standing]
-        free[TIMED_OUT] = max(0, free[TIMED_OUT] - len(self._late_turns))
-        count = min(most, max(0, self._slots.free(TIMED_OUT)), len(self._late_turns))
-        for lane in self._turns:
-            if count >= most:
-                break
-            if self._is_silent(lane):
-                continue
-            number = max(0, min(lane.startable, free[lane.standing]))
-            free[lane.standing] -= number
-            count += number
-        return min(count, most)
+        return self._turns.startable(max(0, self._concurrency - self.in_flight - self.unsettled), self._clock)
 
     @property
     def limited(self) -> int:

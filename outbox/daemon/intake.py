@@ -7,7 +7,8 @@ from uuid import UUID
 
 import psycopg
 
-from outbox.core.buffer import Buffer, Held
+from outbox.core.buffer import Buffer
+from outbox.core.lane import Held
 from outbox.daemon.settler import Settler
 from outbox.daemon.targets import Targets
 from outbox.postgres.queue import Claimed

@@ -10,7 +10,8 @@ import structlog
 
 from outbox import __version__
 from outbox.core import expansions, postback
-from outbox.core.buffer import Buffer, Held
+from outbox.core.buffer import Buffer
+from outbox.core.lane import Held
 from outbox.core.model import Answer, Attempt, Failure, FailureKind, PostbackConfig
 from outbox.core.outcome import Backoff, judge
 from outbox.core.tally import Tally

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox.core.buffer import AHEAD, KNOWN_SECONDS, PROBATION, QUICK_SECONDS, Buffer, Held
+from outbox.core.buffer import AHEAD, KNOWN_SECONDS, Buffer
+from outbox.core.lane import PROBATION, QUICK_SECONDS, Held
 from outbox.core.model import Delivery
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)

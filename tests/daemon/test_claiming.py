@@ -7,7 +7,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from outbox.core.buffer import Held
+from outbox.core.lane import Held
 from outbox.core.model import Delivery
 from outbox.daemon import router as router_module
 from tests.daemons import add_config, add_contacts, attach_contacts, dispatching, owed
