@@ -4,7 +4,7 @@ import psycopg
 import pytest
 
 from outbox.core import buffer as buffer_module
-from tests.daemons import add_config, attach_contacts, eventually, running
+from tests.daemons import add_config, attach_contacts, eventually, owed, running
 from tests.receiver import Hang, Receiver
 
 CONCURRENCY = 8
@@ -32,16 +32,10 @@ async def test_however_many_hang_who_answers_is_delivered_to(
                 [HANGING, HANGING * EACH],
             )
             if claimed:
-                await eventually(lambda: _count(conn, "outbox.deliveries") == HANGING * EACH)
+                await eventually(lambda: len(owed(conn)) == HANGING * EACH)
                 conn.execute("update outbox.postback_configs set paused_at = null, revision = revision + 1")
             await hanging.wait_for_async(CONCURRENCY * 3 // 4)
             for number in range(2, 12):
                 conn.execute("insert into contacts values (%s, 'L')", [number])
                 await receiver.wait_for_async(number)
             assert len(hanging.requests) == CONCURRENCY * 3 // 4
-
-
-def _count(conn: psycopg.Connection, table: str) -> int:
-    row = conn.execute(f"select count(*) from {table}").fetchone()  # noqa: S608 - our own name
-    assert row is not None
-    return int(row[0])
