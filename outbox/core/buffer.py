@@ -227,7 +227,9 @@ class Buffer:
         else:
             self._limits.pop(config_id, None)
         self._turns.follow(lane)
-        return self.in_hand <= self._resume_at or (lane.more and lane.in_hand <= lane.allowance * 3 // 4)
+        if lane.more and lane.in_hand <= lane.allowance * 3 // 4:
+            return True
+        return self._resume_at >= 0 and self.in_hand <= self._resume_at
 
     def note(
         self, claimed: Iterable[UUID], *, rooms: Mapping[UUID, int], room: int, all_taken: bool, full: bool
