@@ -9,7 +9,7 @@ receivers, are captured in one statement. The clock is the machine's monotonic o
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -106,14 +106,20 @@ def _capture_batch(dsn: str) -> None:
 def _write(conn: psycopg.Connection, *, seconds: float, rate: float) -> dict[str, float]:
     """Insert at an even pace, a config after the other; return when those of the healthy ones were committed."""
     committed = {}
-    begun = time.monotonic()
-    for number in range(int(seconds * rate)):
-        time.sleep(max(0.0, begun + number / rate - time.monotonic()))
+    for number in evenly(seconds, rate):
         config = number % CONFIGS
         row = conn.execute(INSERT, [f"location-{config}"]).fetchone()
         if row and config > REFUSING:
             committed[row[0]] = time.monotonic()
     return committed
+
+
+def evenly(seconds: float, rate: float) -> Iterator[int]:
+    """Count from 0 on, so many a second; one that is late makes no other late."""
+    begun = time.monotonic()
+    for number in range(int(seconds * rate)):
+        time.sleep(max(0.0, begun + number / rate - time.monotonic()))
+        yield number
 
 
 def arrivals(

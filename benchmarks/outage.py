@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import psycopg
 
 from benchmarks import debt, stage
-from benchmarks.neighbours import INSERT, RECOVER, arrivals, at_share
+from benchmarks.neighbours import INSERT, RECOVER, arrivals, at_share, evenly
 
 CONFIGS = 400
 BEFORE = 5.0
@@ -59,11 +59,9 @@ def run(
 def _write(conn: psycopg.Connection, scene: Scene, *, seconds: float, rate: float) -> Mapping[str, float]:
     """Insert at an even pace, the configs mixed; return when those of the ones that stay well were committed."""
     committed = {}
-    begun = time.monotonic()
-    for number in range(int((BEFORE + seconds) * rate)):
+    for number in evenly(BEFORE + seconds, rate):
         if number == int(BEFORE * rate):
             conn.execute(_POINT, [scene.url, scene.sick])
-        time.sleep(max(0.0, begun + number / rate - time.monotonic()))
         config = number * 7 % CONFIGS
         row = conn.execute(INSERT, [f"location-{config}"]).fetchone()
         if row and config >= scene.sick:

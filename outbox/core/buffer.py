@@ -1,6 +1,6 @@
 """Deliveries in hand: what was claimed and waits for a slot, and what is being sent; fair over configs.
 
-Who may be sent next, and how much more may be claimed, is decided here and nowhere else. No clock, no I/O.
+How much more may be claimed is decided here and nowhere else, which config sends next in `turns.py`. No clock, no I/O.
 """
 
 import math
@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from uuid import UUID
 
-from outbox.core.lane import QUICK, QUICK_SECONDS, SLOW, TIMED_OUT, UNKNOWN, Held, Lane
-from outbox.core.slots import Standing
+from outbox.core.lane import QUICK_SECONDS, Held, Lane
+from outbox.core.slots import QUICK, SLOW, TIMED_OUT, UNKNOWN, Standing
 from outbox.core.turns import Turns
 
 AHEAD = 5000
@@ -155,7 +155,7 @@ class Buffer:
         """Find out what has been in flight for long."""
         for lane in self._lanes.values():
             lane.mark()
-            if lane.overdue and lane.standing is not TIMED_OUT:
+            if lane.overdue and lane.standing not in (TIMED_OUT, SLOW):
                 self._place(lane, SLOW)
         self._marked_at = self._clock
 
@@ -213,15 +213,16 @@ class Buffer:
         self._turns.end(lane)
         if lane.old:
             lane.note_end(seconds, since_mark=self._clock - self._marked_at)
+        standing = lane.standing
         if timed_out:
             self._timed_out[config_id] = lane.started
-            self._place(lane, lane.note_timed_out())
+            standing = lane.note_timed_out()
         elif timed_out is not None:
-            if lane.standing is TIMED_OUT:
+            if standing is TIMED_OUT:
                 self._timed_out.pop(config_id, None)
             standing = lane.note_answered(seconds, clock=self._clock, most=self._per_config)
-            if standing is not lane.standing:
-                self._place(lane, standing)
+        if standing is not lane.standing:
+            self._place(lane, standing)
         if lane.limit < self._per_config:
             self._limits[config_id] = lane.limit
         else:
@@ -261,10 +262,9 @@ class Buffer:
         return self.waiting + self.in_flight
 
     def _place(self, lane: Lane, standing: Standing) -> None:
-        """Note how a config stands now."""
-        if lane.standing is not standing:
-            self._unproven += len(lane.waiting) * ((standing is not QUICK) - (lane.standing is not QUICK))
-            self._turns.place(lane, standing)
+        """Note that a config stands elsewhere now."""
+        self._unproven += len(lane.waiting) * ((standing is not QUICK) - (lane.standing is not QUICK))
+        self._turns.place(lane, standing)
 
     def note_lag(self, seconds: float) -> None:
         """Remember how long a turn of the event loop took."""

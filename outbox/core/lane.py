@@ -7,16 +7,13 @@ from datetime import datetime
 from typing import NamedTuple
 
 from outbox.core.model import Delivery
-from outbox.core.slots import Standing
+from outbox.core.slots import QUICK, SLOW, TIMED_OUT, Standing
 
 QUICK_SECONDS = 1.0
 """Whose POST was answered within that is known to be quick."""
 
 PROBATION = 10
 """Whose POST timed out, or took longer, is known to be quick when so many in a row were answered soon."""
-
-# Asked for with each POST: a member of an enum is found by a slow way.
-TIMED_OUT, SLOW, UNKNOWN, QUICK = Standing
 
 
 class Held(NamedTuple):

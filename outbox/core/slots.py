@@ -22,6 +22,10 @@ class Standing(IntEnum):
     """It was answered soon."""
 
 
+# Asked for with each POST: a member of an enum is found by a slow way.
+TIMED_OUT, SLOW, UNKNOWN, QUICK = Standing
+
+
 class Slots:
     """Shares the slots out. It counts the POSTs in flight of all who are not known to be quick.
 
@@ -46,9 +50,9 @@ class Slots:
         """Return how many more may start of the configs of this standing; not positive for none."""
         taken = sum(self._taken[:standing])
         free = self._most[-1]
-        for each in range(standing, Standing.QUICK):
+        for each in range(standing, QUICK):
             taken += self._taken[each]
-            most = each if self.has_quick or each != Standing.SLOW else Standing.UNKNOWN
+            most = each if self.has_quick or each != SLOW else UNKNOWN
             free = min(free, self._most[most] - taken)
         return max(free, self._least - self._taken[standing])
 

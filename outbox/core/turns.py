@@ -6,8 +6,8 @@ No clock, no I/O.
 import heapq
 from collections import deque
 
-from outbox.core.lane import QUICK, TIMED_OUT, Lane
-from outbox.core.slots import Slots, Standing
+from outbox.core.lane import Lane
+from outbox.core.slots import QUICK, TIMED_OUT, Slots, Standing
 
 
 class Turns:

@@ -517,17 +517,22 @@ def test_who_answers_late_starts_others_meanwhile() -> None:
     assert (buffer.startable, take_all(buffer)) == (2, {1: 2})
 
 
+def claim_half(buffer: Buffer, hanging: int) -> None:
+    """Put in hand of each that hangs what it has room for, in half of the slots; and start what may be."""
+    slots, room, rooms = buffer.slots // 2, buffer.room, buffer.rooms()
+    for config in range(hanging):
+        number = min(slots, rooms.get(UUID(int=config), room))
+        buffer.put(deliveries(config, number, start=1000 * config))
+        slots -= number
+    take_all(buffer)
+
+
 def test_something_is_free_in_hand_however_many_hang() -> None:
     """Claim by claim, each of half of what is free, those that finish nothing get less, and who is quick gets all."""
     buffer = Buffer(concurrency=100, per_config=20)
     answer(buffer, 9999)
     for _ in range(50):
-        slots, room, rooms = buffer.slots // 2, buffer.room, buffer.rooms()
-        for config in range(1000):
-            number = min(slots, rooms.get(UUID(int=config), room))
-            buffer.put(deliveries(config, number, start=1000 * config))
-            slots -= number
-        take_all(buffer)
+        claim_half(buffer, 1000)
         assert not buffer.is_hungry
     assert buffer.slots > 100
     assert buffer.rooms()[UUID(int=9999)] == 20
@@ -538,11 +543,6 @@ def test_who_comes_new_has_room_beside_hundreds_that_hang(hanging: int) -> None:
     """What those have in hand gets less as the buffer fills."""
     buffer = Buffer(concurrency=100, per_config=20)
     for _ in range(50):
-        slots, room, rooms = buffer.slots // 2, buffer.room, buffer.rooms()
-        for config in range(hanging):
-            number = min(slots, rooms.get(UUID(int=config), room))
-            buffer.put(deliveries(config, number, start=1000 * config))
-            slots -= number
-        take_all(buffer)
+        claim_half(buffer, hanging)
     assert buffer.slots > 100
     assert buffer.room > 3
