@@ -86,7 +86,7 @@ def measure(seconds: int = 60, rate: int = 200) -> None:
             debt.add_configs(conn, healthy.url, CONFIGS)
         for scene in scenes:
             for part, took in run(dsn, healthy, scene, seconds=seconds, rate=rate).items():
-                for share, word in ((0.5, "p50"), (0.99, "p99")):
+                for share, word in ((0.5, "p50"), (0.99, "p99")) if took else ():
                     figures[f"{scene.name}: {word} ms, {part}"] = at_share(took, share)
     settings = {"configs": CONFIGS, "events/s": rate, "seconds": seconds, "at first, s": LEARNING, "in flight": 200}
     stage.record("outage", figures, settings)
