@@ -12,7 +12,11 @@ from outbox.postgres import queue
 from outbox.postgres.pool import Link
 
 CLAIM_SHARE = 4
-"""A claim that saw all configs is repeated when this many times its duration has passed, or much is wanted."""
+"""A claim that saw all configs is repeated when this many times its duration has passed, so that what comes in dribbles
+gathers; or when much is wanted."""
+
+NOTHING_DUE_SECONDS = 0.1
+"""Where it found nothing, it is repeated after so many seconds, unless a route has left something due since."""
 
 NO_CONFIG = UUID(int=0)
 
@@ -27,8 +31,8 @@ class Claimer:
         self._tally = tally
         self._poll_interval = poll_interval
         self._cursor = NO_CONFIG
-        self.not_before = 0.0
-        """Until when what comes in dribbles is let gather, on the monotonic clock."""
+        self._gathers_until = 0.0
+        self._rests_until = 0.0
         self.is_behind = False
         """Whether the last claim was put off, or did not come to the last config."""
         self.is_overtaken = False
@@ -40,6 +44,15 @@ class Claimer:
     def is_owed(self) -> bool:
         """Whether something may be due that was not looked at."""
         return self.is_behind or self.is_overtaken
+
+    @property
+    def not_before(self) -> float:
+        """Until when a claim is put off, on the monotonic clock."""
+        return self._gathers_until if self.is_overtaken else self._rests_until
+
+    def look_at_once(self) -> None:
+        """Let the next claim not be put off."""
+        self._gathers_until = self._rests_until = 0.0
 
     @property
     def is_possible(self) -> bool:
@@ -57,7 +70,7 @@ class Claimer:
 
     async def claim(self) -> None:
         """Claim what is due: onward from who was served last, and then, where slots are left, from the first."""
-        now, in_the_middle = time.monotonic(), self._cursor != NO_CONFIG
+        now, claimed_before, in_the_middle = time.monotonic(), self._tally.claimed, self._cursor != NO_CONFIG
         self.is_overtaken = False
         to_the_last = await self._claim_onward()
         if to_the_last and in_the_middle:
@@ -65,7 +78,9 @@ class Claimer:
         self.is_behind = not to_the_last
         if to_the_last:
             spent = time.monotonic() - now
-            self.not_before = now + min(spent * CLAIM_SHARE, self._poll_interval)
+            self._gathers_until = self._rests_until = now + min(spent * CLAIM_SHARE, self._poll_interval)
+            if self._tally.claimed == claimed_before:
+                self._rests_until = max(self._gathers_until, now + min(NOTHING_DUE_SECONDS, self._poll_interval))
 
     async def _claim_onward(self) -> bool:
         """Claim from the config after the cursor on; returns whether it came to the last config.

@@ -162,6 +162,4 @@ class Dispatcher:
     def _note_settled(self, count: int) -> None:
         self._buffer.unsettled -= count
         self._senders.start()
-        # --until-empty waits for this moment, and a record in strict order for each.
-        if self._fetcher.has_governed or not (self._buffer.in_hand or self._settler.count):
-            self._wake.set()
+        self._fetcher.note_settled()

@@ -17,7 +17,7 @@ from outbox.daemon.outage import Outage, Patience
 from outbox.daemon.router import Router
 from outbox.daemon.settler import Settler
 from outbox.daemon.targets import Targets
-from outbox.postgres import governed, routing
+from outbox.postgres import governed
 from outbox.postgres.pool import TRANSIENT, Link
 
 GOVERNED_SHARE = 4
@@ -71,8 +71,9 @@ class Fetcher:
         self._governed_is_owed = False
         self._is_short_of_tokens = False
         self._looked_with_nothing_in_hand = False
+        self._until_empty = False
         self._stopping = False
-        self.has_governed = False
+        self._has_governed = False
         """Whether a config has strict order, a rate limit or an open circuit."""
         self.turned_at = -math.inf
         """When a turn was last completed, on the monotonic clock."""
@@ -87,6 +88,11 @@ class Fetcher:
         self._router.let_down_doorbell()
         self._wake.set()
 
+    def note_settled(self) -> None:
+        """Look again where a settle can make something due, or is what one waits for."""
+        if self._has_governed or (self._until_empty and not self._in_hand):
+            self._wake.set()
+
     def stop(self) -> None:
         """Let `run` return after the turn under way; what that still brings is given back."""
         self._stopping = True
@@ -95,6 +101,7 @@ class Fetcher:
 
     async def run(self, *, until_empty: bool) -> None:
         """Fetch until `stop` or, with `until_empty`, until nothing is due or in hand. Raises what is no outage."""
+        self._until_empty = until_empty
         patience = Patience()
         while not self._stopping:
             self._wake.clear()
@@ -120,7 +127,7 @@ class Fetcher:
             if found:
                 continue
             is_owed = self._governed_is_owed or self._is_short_of_tokens or self._router.is_flooded
-            if not until_empty or self._in_hand or is_owed:
+            if not self._until_empty or self._in_hand or is_owed:
                 await self._rest(self._until_next_look())
             elif self._looked_with_nothing_in_hand and not self._claimer.is_owed:
                 return
@@ -136,10 +143,10 @@ class Fetcher:
             self._recheck_at = now + RECHECK_SECONDS
             await self._targets.reload(conn, self._buffer.config_ids)
             await self._circuits.refresh(conn)
-            self.has_governed = await governed.prepare(conn)
-            if not self.has_governed:
+            self._has_governed = await governed.prepare(conn)
+            if not self._has_governed:
                 self._governed_is_owed = self._is_short_of_tokens = False
-        if self.has_governed:
+        if self._has_governed:
             more |= await self._claim_governed(conn)
         may_claim = self._claimer.is_possible
         if not may_claim:
@@ -201,15 +208,15 @@ class Fetcher:
             return False  # there is more than enough
         again, self._looked_with_nothing_in_hand = False, not self._in_hand
         if not self._router.doorbell_is_up and not self._link.is_pooled:  # nobody hears it there, and it costs
-            # First, because it may ring before the answer is here; after the answer that ring would be forgotten.
-            self._router.doorbell_is_up = True
-            again = await routing.raise_doorbell(conn)
-        if self._looked_with_nothing_in_hand:
-            again = again or bool(self._marks) or self._router.is_put_off
-            again = again or self._claimer.is_owed or self._governed_is_owed
+            again = await self._router.raise_doorbell(conn)
+        if self._looked_with_nothing_in_hand and (self._until_empty or not self._router.is_captured_now):
+            again = again or bool(self._marks)
             self._marks.forget()
+        if self._looked_with_nothing_in_hand and self._until_empty:
+            again = again or self._router.is_put_off or self._claimer.is_owed or self._governed_is_owed
             self._router.look_at_once()
-            self._claimer.not_before = self._governed_not_before = 0.0
+            self._claimer.look_at_once()
+            self._governed_not_before = 0.0
         return await self._turn(conn) if again else False
 
     @property

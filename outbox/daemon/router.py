@@ -34,7 +34,10 @@ MUCH = 0.25
 passing it by would take longer than routing it."""
 
 QUIET_SECONDS = 0.1
-"""How long no route looks where the last one found nothing and the doorbell, which was up by then, does not ring."""
+"""How long no route looks where nothing was left to find, and the doorbell, which was up by then, does not ring."""
+
+LATE_LOOKS = (0.02, 0.1)
+"""Seconds after which one looks for what was captured before the doorbell was up, and committed after the last look."""
 
 OVERTAKE_ROWS = 20_000
 """Outbox rows of a flood that are passed at a time, to find what stands behind them: some 50 ms for PostgreSQL."""
@@ -61,6 +64,9 @@ class Router:
         self._ahead_at = 0.0
         self._routed_lately = 0
         self._not_before = 0.0
+        self._seen = 0
+        self._is_something_missing = False
+        self._late_looks: list[float] = []
         self._flood: frozenset[UUID] = frozenset()
         self._flood_log = FloodLog()
         self._passed = 0
@@ -91,7 +97,7 @@ class Router:
         """When there may be something to find though nothing rings, on the monotonic clock; None when not."""
         if self._flood:
             return min(self._not_before, self._overtake_at)
-        return self._not_before if self.is_put_off else None
+        return self._late_looks[0] if self._late_looks else None
 
     def look_at_once(self) -> None:
         """Let the next look not be put off."""
@@ -102,13 +108,34 @@ class Router:
         self.doorbell_is_up = False
         self.look_at_once()
 
+    async def raise_doorbell(self, conn: psycopg.AsyncConnection) -> bool:
+        """Have the next capture ring; returns whether there may be some that came before, and to look for them.
+
+        Whoever captured a change before that, and commits it after the look, rings for nobody: so where a number is
+        missing, one looks again a little later.
+        """
+        # First, because it may ring before the answer is here; after the answer that ring would be forgotten.
+        self.doorbell_is_up = True
+        last = await routing.raise_doorbell(conn)
+        now = time.monotonic()
+        # None: somebody else had raised it, and looks for them.
+        is_something_missing = last is not None and (self._is_something_missing or last > self._seen)
+        self._seen, self._is_something_missing = max(self._seen, last or 0), False
+        if is_something_missing:
+            self._late_looks = [now + seconds for seconds in LATE_LOOKS]
+        elif self.doorbell_is_up:
+            self._not_before = now + QUIET_SECONDS
+        return is_something_missing
+
     async def look(self, conn: psycopg.AsyncConnection) -> bool:
         """Route what was captured, unless it is too early to; returns whether to look again at once."""
         now = time.monotonic()
         is_urgent = self.is_flooded and self._intake.is_hungry and not self._intake.is_full
-        self.is_put_off = now < self._not_before and not is_urgent
+        is_late = bool(self._late_looks) and now >= self._late_looks[0]
+        self.is_put_off = now < self._not_before and not is_urgent and not is_late
         if self.is_put_off:
             return False
+        self._late_looks = [moment for moment in self._late_looks if moment > now]
         doorbell_was_up = self.doorbell_is_up
         (rooms, room), slots = self._intake.rooms(), self._slots
         limit = self._limit(now, slots, rooms, room)
@@ -116,6 +143,9 @@ class Router:
             conn, low=self._marks.low(now), rows=limit, slots=slots, room=room, rooms=rooms, lease=self._intake.lease
         )
         self.is_captured_now = routed.rows > 0 and routed.to_the_end
+        if routed.top is not None:
+            self._is_something_missing |= routed.rows < routed.top - self._seen
+            self._seen = max(self._seen, routed.top)
         if routed.rows == 0 and doorbell_was_up and self.doorbell_is_up:
             self._not_before = now + QUIET_SECONDS
         self._marks.routed(now, at=routed.now, top=routed.top)

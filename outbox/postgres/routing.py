@@ -210,13 +210,20 @@ async def _route(
     return Routed(deliveries, now, routed, top, to_the_end, created, dict(zip(left_of, left_over, strict=True)))
 
 
-# The doorbell: raised before sleeping, cleared by the first capture after. Read first, because each setval is WAL.
+# The doorbell: raised before sleeping, cleared by the first capture after. Read first, because each setval is WAL. That
+# it is on disk is not waited for: whoever lives through a crash of the database raises it anew. A capture takes its seq
+# before it looks at the doorbell: whose seq comes after the one that is read here will ring.
 _RAISE_DOORBELL = """
-select setval('outbox.doorbell', 2) from outbox.doorbell where last_value <> 2
+select case
+    when set_config('synchronous_commit', 'off', true) = 'off' and setval('outbox.doorbell', 2) = 2
+        then coalesce(pg_sequence_last_value('outbox.outbox_seq_seq'), 0)
+end
+from outbox.doorbell where last_value <> 2
 """
 
 
-async def raise_doorbell(conn: AsyncConnection) -> bool:
-    """Ask to be notified of the next capture. Returns whether nobody had asked: then look once more before sleeping."""
+async def raise_doorbell(conn: AsyncConnection) -> int | None:
+    """Ask to be notified of the next capture. Returns the seq of the last one; None where somebody had asked before."""
     cursor = await conn.execute(_RAISE_DOORBELL.encode())
-    return await cursor.fetchone() is not None
+    row = await cursor.fetchone()
+    return int(row[0]) if row else None

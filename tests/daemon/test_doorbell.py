@@ -1,34 +1,164 @@
 """The doorbell is a hint, and no ring of it is lost by the daemon itself: what is lost costs a whole poll interval."""
 
 import asyncio
+from typing import Any
 
 import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
 
+from outbox.daemon import claimer as claimer_module
+from outbox.daemon import router as router_module
 from outbox.daemon.dispatcher import Dispatcher
-from outbox.daemon.outage import Outage
-from outbox.daemon.targets import Targets
-from outbox.http.sender import Sender
-from outbox.postgres.pool import Link
-from outbox.secrets import SecretBox
-from outbox.settings import Settings
+from outbox.daemon.router import LATE_LOOKS
+from outbox.postgres import routing
+from tests.daemons import add_config, add_contacts, attach_contacts, dispatching, eventually, owed, running
+from tests.receiver import Receiver
+
+A_LONG_TIME = 3600.0
+
+
+@pytest.fixture
+def contacts(conn: psycopg.Connection) -> psycopg.Connection:
+    """A connection to a database whose contacts are attached."""
+    attach_contacts(conn)
+    return conn
+
+
+@pytest.fixture
+def routes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each route took so far."""
+    rows: list[int] = []
+    route = routing.route
+
+    async def counted(*arguments: Any, **named: Any) -> routing.Routed:  # noqa: ANN401 - whatever it takes
+        routed = await route(*arguments, **named)
+        rows.append(routed.rows)
+        return routed
+
+    monkeypatch.setattr(routing, "route", counted)
+    return rows
+
+
+async def knowing_all(dispatcher: Dispatcher, contacts: psycopg.Connection) -> psycopg.AsyncConnection:
+    """Let the dispatcher know all numbers so far, and the bell be down; return the connection of its routes."""
+    fetcher = dispatcher._fetcher  # noqa: SLF001 - no other way into the middle of a look
+    conn = await fetcher._link.connection()  # noqa: SLF001
+    await fetcher._turn(conn)  # noqa: SLF001
+    await fetcher._router.raise_doorbell(conn)  # noqa: SLF001
+    fetcher._router._late_looks.clear()  # noqa: SLF001
+    contacts.execute("select setval('outbox.doorbell', 1)")
+    dispatcher.ring()
+    return conn
 
 
 async def test_a_ring_that_comes_before_the_answer_to_the_raising_is_not_forgotten(
     conn: psycopg.Connection, db: str
 ) -> None:
     """The listening connection may be heard first. The bell is down then, and the next look raises it again."""
-    settings = Settings(dsn=db)
-    async with Sender.of(settings, connections=1) as sender:
-        dispatcher = Dispatcher(settings, sender, Targets(SecretBox(())), Outage())
+    async with dispatching(db) as dispatcher:
         fetcher = dispatcher._fetcher  # noqa: SLF001 - no other way into the middle of a look
-        link = Link(db, "test")
-        raising = asyncio.create_task(fetcher._look_once_more(await link.connection()))  # noqa: SLF001
+        link = await fetcher._link.connection()  # noqa: SLF001
+        raising = asyncio.create_task(fetcher._look_once_more(link))  # noqa: SLF001
         await asyncio.sleep(0)  # it waits for the answer now
         dispatcher.ring()
         await raising
         conn.execute("select setval('outbox.doorbell', 1)")  # as the one did who rang
-        await fetcher._look_once_more(await link.connection())  # noqa: SLF001
+        await fetcher._look_once_more(link)  # noqa: SLF001
         assert conn.execute("select last_value from outbox.doorbell").fetchone() == (2,)
-        await link.drop()
-        for used in dispatcher._links:  # noqa: SLF001
-            await used.drop()
+
+
+async def test_the_raising_is_not_waited_for_but_what_comes_after_it_is(conn: psycopg.Connection, db: str) -> None:
+    """The doorbell may be lost in a crash of the database. A route that is lost would be sent again, as another one."""
+    async with dispatching(make_conninfo(db, options="-c synchronous_commit=on")) as dispatcher:
+        fetcher = dispatcher._fetcher  # noqa: SLF001
+        link = await fetcher._link.connection()  # noqa: SLF001
+        assert await routing.raise_doorbell(link) is not None
+        assert conn.execute("select last_value from outbox.doorbell").fetchone() == (2,)
+        assert await (await link.execute("show synchronous_commit")).fetchone() == ("on",)
+
+
+async def test_nothing_is_looked_for_after_the_raising_where_no_number_is_missing(
+    contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch, routes: list[int]
+) -> None:
+    """A capture takes its number before it looks at the doorbell: who comes after the last one rings."""
+    monkeypatch.setattr(claimer_module, "NOTHING_DUE_SECONDS", A_LONG_TIME)
+    monkeypatch.setattr(router_module, "QUIET_SECONDS", A_LONG_TIME)
+    async with dispatching(db, poll_interval=A_LONG_TIME) as dispatcher:
+        fetcher = dispatcher._fetcher  # noqa: SLF001
+        conn = await knowing_all(dispatcher, contacts)
+        add_contacts(contacts, 1, 3)
+        await fetcher._turn(conn)  # noqa: SLF001
+        await fetcher._look_once_more(conn)  # noqa: SLF001 - raises the bell
+        await fetcher._turn(conn)  # noqa: SLF001
+        assert routes == [0, 3]
+        assert fetcher._until_next_look() > 2 * max(LATE_LOOKS)  # noqa: SLF001
+        add_contacts(contacts, 4, 1)
+        dispatcher.ring()
+        await fetcher._turn(conn)  # noqa: SLF001
+        assert routes == [0, 3, 1]
+
+
+async def test_who_captured_before_the_raising_and_is_routed_after_it_is_looked_for_at_once(
+    contacts: psycopg.Connection, db: str, routes: list[int]
+) -> None:
+    """It rang for nobody."""
+    async with dispatching(db) as dispatcher:
+        fetcher = dispatcher._fetcher  # noqa: SLF001
+        conn = await knowing_all(dispatcher, contacts)
+        add_contacts(contacts, 1, 1)
+        await fetcher._look_once_more(conn)  # noqa: SLF001
+        assert routes == [0, 1]
+
+
+@pytest.mark.parametrize("has_a_later_one", [False, True])
+@pytest.mark.parametrize("commits", [True, False])
+async def test_who_captured_before_the_raising_and_commits_after_the_look_is_found_soon(
+    contacts: psycopg.Connection,
+    db: str,
+    monkeypatch: pytest.MonkeyPatch,
+    routes: list[int],
+    *,
+    has_a_later_one: bool,
+    commits: bool,
+) -> None:
+    """It rings for nobody, and shows only as a number that is missing. One that was rolled back is forgotten."""
+    monkeypatch.setattr(claimer_module, "NOTHING_DUE_SECONDS", A_LONG_TIME)
+    monkeypatch.setattr(router_module, "QUIET_SECONDS", A_LONG_TIME)
+    async with dispatching(db, poll_interval=A_LONG_TIME) as dispatcher:
+        fetcher = dispatcher._fetcher  # noqa: SLF001
+        conn = await knowing_all(dispatcher, contacts)
+        with psycopg.connect(db) as late:
+            add_contacts(late, 1, 1)
+            add_contacts(contacts, 2, int(has_a_later_one))
+            await fetcher._turn(conn)  # noqa: SLF001
+            await fetcher._look_once_more(conn)  # noqa: SLF001 - raises the bell
+            assert sum(routes) == has_a_later_one
+            if not commits:
+                late.rollback()
+        for _ in LATE_LOOKS:
+            seconds = fetcher._until_next_look()  # noqa: SLF001
+            assert seconds <= max(LATE_LOOKS)
+            await asyncio.sleep(seconds)
+            await fetcher._turn(conn)  # noqa: SLF001
+            await fetcher._look_once_more(conn)  # noqa: SLF001
+        assert sum(routes) == has_a_later_one + commits
+        assert fetcher._until_next_look() > 2 * max(LATE_LOOKS)  # noqa: SLF001
+
+
+async def test_one_change_is_looked_for_once(
+    contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch, routes: list[int]
+) -> None:
+    """Not again when its POST is done, nor before the sleep, nor when what is due is claimed."""
+    monkeypatch.setattr(router_module, "QUIET_SECONDS", A_LONG_TIME)
+    with Receiver() as receiver:
+        add_config(contacts, receiver.url)
+        async with running(db, poll_interval=A_LONG_TIME):
+            for number in range(1, 21):
+                await eventually(lambda: contacts.execute("select last_value from outbox.doorbell").fetchone() == (2,))
+                add_contacts(contacts, number, 1)
+                await receiver.wait_for_async(number)
+                await eventually(lambda: not owed(contacts))
+    assert sum(routes) == 20
+    # It knows of no number at first, and looks for what is missing; it looks beside a claim, too, that takes long.
+    assert len(routes[routes.index(1) :]) < 20 * 3 / 2
