@@ -13,6 +13,7 @@ from outbox.core.model import Delivery
 from outbox.postgres.circuits import FIRST_PROBE_SECONDS, LONGEST_PROBE_SECONDS
 from outbox.postgres.queue import Claimed
 from outbox.postgres.routing import ID_BEGINS
+from outbox.postgres.statements import statement
 
 CONFIGS_AT_ONCE = 50
 """Configs that one claim serves: of a thousand the next fifty are served by the next claim."""
@@ -54,7 +55,8 @@ PARKED_LONGEST = 600.0
 # may be a thousand. The walk over the configs ends where there are enough; the next claim goes on behind them.
 #
 # A clock that was put back: a bucket filled, or a probe put off, in what is now the future, is full, or due.
-_CLAIM_GOVERNED = """
+_CLAIM_GOVERNED = statement(
+    """
 with turn as materialized (
     select c.id, c.revision, c.strict_order, c.rate_limit, c.circuit_opened_at is not null as probing,
         least(coalesce(b.room, %(room)s), case
@@ -211,9 +213,10 @@ left join lateral (
     where e.id = c.event_id and e.created_at = c.event_created_at
 ) as e on true
 """.replace("{id_begins}", ID_BEGINS.replace("{seq}", "min(o.seq)"))
+)
 
 # The rows that a claim locks. One for each config that is governed, and none for the others.
-_PREPARE = """
+_PREPARE = statement("""
 with missing as (
     insert into outbox.config_state (config_id, tokens)
     select c.id, coalesce(c.rate_limit, 1) from outbox.postback_configs as c
@@ -225,7 +228,7 @@ select exists (
     select from outbox.postback_configs as c
     where c.governed and c.is_active and c.paused_at is null and c.deleted_at is null
 )
-"""
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +245,7 @@ class Governed(Claimed):
 
 async def prepare(conn: AsyncConnection) -> bool:
     """Return whether there is a governed config that sends. New ones are made ready to be claimed."""
-    row = await (await conn.execute(_PREPARE.encode())).fetchone()
+    row = await (await conn.execute(_PREPARE)).fetchone()
     return bool(row and row[0])
 
 
@@ -261,7 +264,7 @@ async def claim_governed(
     It walks the configs whose id is above `after`, and serves at most `configs` of them.
     """
     cursor = await conn.execute(
-        _CLAIM_GOVERNED.encode(),
+        _CLAIM_GOVERNED,
         {
             "after": after, "configs": configs,
             "slots": slots, "room": room, "lease": lease, "busy": list(rooms), "rooms": list(rooms.values()),

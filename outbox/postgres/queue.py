@@ -11,6 +11,7 @@ from uuid import UUID
 from psycopg import AsyncConnection
 
 from outbox.core.model import Attempt, Delivery, Retry
+from outbox.postgres.statements import statement
 
 # Claim: due deliveries, fair over configs.
 #
@@ -22,7 +23,7 @@ from outbox.core.model import Attempt, Delivery, Retry
 # While somebody holds a snapshot open, all that was delivered is still in the index, below what is due: a probe that
 # comes to such a config reads through it, and a look at what is due does so again. So those that were just served
 # (`served`, in the order of their ids) are steps of the walk without a probe, and each is looked at from `since` on.
-_CLAIM = """
+_CLAIM = statement("""
 with recursive indebted (config_id, place, next_place) as (
     select %(after)s::uuid, null::integer, 1
     union all
@@ -79,13 +80,13 @@ from (
         where e.id = c.event_id and e.created_at = c.event_created_at
     ) as e on true
 ) as ready
-"""
+""")
 
 # Settle: many outcomes in one statement. Each is fenced by its attempt and its lease: a delivery that was claimed,
 # released or replayed since has another number or no lease, and nothing of it is changed; the try is logged all the
 # same. Rows are locked in the order of their key, so that two that settle can not wait for each other. A settle whose
 # answer was lost is repeated as it was: the second time changes nothing.
-_SETTLE = """
+_SETTLE = statement("""
 with outcome as materialized (
     select o.event_id, o.config_id, o.number, o.outcome, o.after, o.reason, o.status, o.answer, o.duration_ms, o.place,
         timestamptz 'epoch' + o.at * interval '1 microsecond' as at,
@@ -158,10 +159,10 @@ with outcome as materialized (
     on conflict do nothing
 )
 select h.place from held as h
-"""
+""")
 
 # Release: gives claimed deliveries back, untried. Fenced and ordered like a settle.
-_RELEASE = """
+_RELEASE = statement("""
 with held as materialized (
     select d.row
     from (
@@ -178,7 +179,7 @@ with held as materialized (
 update outbox.deliveries as d
 set attempts = d.attempts - 1, leased = false, due_at = now() + make_interval(secs => %(after)s)
 from held as h where d.ctid = h.row
-"""
+""")
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -214,7 +215,7 @@ async def claim(
     """
     served = sorted(config_id for config_id in rooms if config_id > after)
     cursor = await conn.execute(
-        _CLAIM.encode(),
+        _CLAIM,
         {
             "after": after, "slots": slots, "room": room, "lease": lease, "served": served,
             "rooms": [rooms[config_id] for config_id in served],
@@ -248,7 +249,7 @@ async def settle(conn: AsyncConnection, attempts: Sequence[Attempt]) -> list[Att
         "at": _times(attempt.at for attempt in attempts),
         "created": _times(delivery.event_created_at for delivery in deliveries),
     }
-    cursor = await conn.execute(_SETTLE.encode(), columns)
+    cursor = await conn.execute(_SETTLE, columns)
     settled = {place for (place,) in await cursor.fetchall()}
     return [attempt for place, attempt in enumerate(attempts, start=1) if place not in settled]
 
@@ -257,7 +258,7 @@ async def release(conn: AsyncConnection, deliveries: Iterable[Delivery], *, afte
     """Give claimed deliveries back untried, due in `after` seconds. Returns how many were still ours."""
     given = list(deliveries)
     cursor = await conn.execute(
-        _RELEASE.encode(),
+        _RELEASE,
         {
             "event": [delivery.webhook_id for delivery in given],
             "config": [delivery.config_id for delivery in given],

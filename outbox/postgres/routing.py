@@ -9,6 +9,7 @@ from psycopg import AsyncConnection
 
 from outbox.core.model import Delivery
 from outbox.postgres.queue import Claimed
+from outbox.postgres.statements import statement
 
 # An event's id begins with its seq: 60 bits, and the version between them, so that ids sort in the order of capture.
 ID_BEGINS: LiteralString = "encode(int8send((({seq} >> 12) << 16) | 32768 | ({seq} & 4095)), 'hex')"
@@ -144,7 +145,7 @@ def _routed(taken: LiteralString, *, come_to: LiteralString, to_the_end: Literal
     whole = _ROUTED.replace("{taken}", taken.replace("{matching}", _MATCHING.replace("{row}", "k")))
     whole = whole.replace("{matching}", _MATCHING.replace("{row}", "n")).replace("{come_to}", come_to)
     whole = whole.replace("{to_the_end}", to_the_end)
-    return whole.replace("{id_begins}", ID_BEGINS.replace("{seq}", "r.seq")).encode()
+    return statement(whole.replace("{id_begins}", ID_BEGINS.replace("{seq}", "r.seq")))
 
 
 _ROUTE = _routed(
@@ -213,17 +214,17 @@ async def _route(
 # The doorbell: raised before sleeping, cleared by the first capture after. Read first, because each setval is WAL. That
 # it is on disk is not waited for: whoever lives through a crash of the database raises it anew. A capture takes its seq
 # before it looks at the doorbell: whose seq comes after the one that is read here will ring.
-_RAISE_DOORBELL = """
+_RAISE_DOORBELL = statement("""
 select case
     when set_config('synchronous_commit', 'off', true) = 'off' and setval('outbox.doorbell', 2) = 2
         then coalesce(pg_sequence_last_value('outbox.outbox_seq_seq'), 0)
 end
 from outbox.doorbell where last_value <> 2
-"""
+""")
 
 
 async def raise_doorbell(conn: AsyncConnection) -> int | None:
     """Ask to be notified of the next capture. Returns the seq of the last one; None where somebody had asked before."""
-    cursor = await conn.execute(_RAISE_DOORBELL.encode())
+    cursor = await conn.execute(_RAISE_DOORBELL)
     row = await cursor.fetchone()
     return int(row[0]) if row else None

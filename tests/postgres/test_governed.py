@@ -391,10 +391,10 @@ async def test_the_next_change_is_found_by_the_index_of_the_order(
     contacts.execute("analyze outbox.deliveries")
     plans = ""
     for query, arrays in ((queue._SETTLE, True), (governed._CLAIM_GOVERNED, False)):  # noqa: SLF001 - no other way to its plan
-        names_ = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", query)))
+        names_ = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", query.decode())))
         values: dict[str, object] = dict.fromkeys(names_, [] if arrays else 1)
         values |= {} if arrays else {"busy": [], "rooms": [], "after": UUID(int=0)}
-        rows = await (await aconn.execute(b"explain (costs off) " + query.encode(), values)).fetchall()
+        rows = await (await aconn.execute(b"explain (costs off) " + query, values)).fetchall()
         plans += "\n".join(line for (line,) in rows) + "\n"
     by_index = set(re.findall(r"using (deliveries_\w+) on deliveries (?:n|e)_", plans))
     assert by_index == {"deliveries_order"}

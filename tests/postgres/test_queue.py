@@ -365,8 +365,8 @@ async def test_no_statement_reads_the_whole_debt_for_its_few_rows(contacts: psyc
         (queue._RELEASE, {"after": 0}),  # noqa: SLF001
         (queue._CLAIM, {"after": START, "slots": 9, "room": 9, "lease": 60}),  # noqa: SLF001
     ):
-        asked: dict[str, object] = {name: [] for name in re.findall(r"%\((\w+)\)s", query)}
-        rows = await (await fresh.execute(b"explain (costs off) " + query.encode(), asked | values)).fetchall()
+        asked: dict[str, object] = {name: [] for name in re.findall(r"%\((\w+)\)s", query.decode())}
+        rows = await (await fresh.execute(b"explain (costs off) " + query, asked | values)).fetchall()
         plan = "\n".join(line for (line,) in rows)
         assert "Join Filter" not in plan, plan
         assert "Tid Scan on deliveries" in plan, plan
