@@ -3,13 +3,17 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (3, 'capture', 'd4e23ee567f0f1c3d364576ff58ad118047cd9998e1317d437db4b4989f2a894');
+values (3, 'capture', '49c1f1dd78a381ee19bc30efb63ce8ffa5180adee86db9a9a52d7d15b343bc1e');
 
--- The doorbell. 2: a daemon sleeps and wants to be woken; 1: nobody does. NOTIFY takes a lock that makes all
--- committing transactions of the database queue, so a trigger notifies only for a sleeping daemon. A sequence,
--- because its value is set outside transactions and without a row lock.
-create sequence outbox.doorbell as smallint minvalue 1 maxvalue 2 start 1 no cycle;
-comment on sequence outbox.doorbell is '2 while a daemon sleeps; the next captured change notifies it and sets 1.';
+-- The doorbell. 2: a daemon sleeps and wants to be woken; else when it rang last, in milliseconds since 1970. NOTIFY takes
+-- a lock that makes all committing transactions of the database queue, so a trigger notifies only for a sleeping daemon. A
+-- sequence, because its value is set outside transactions and without a row lock.
+--
+-- Who rings is heard when he commits. He may be long about it, or roll back, and others find the bell rung meanwhile: so
+-- after 50 ms the next one rings, too, and nobody twice in one transaction.
+create sequence outbox.doorbell;
+comment on sequence outbox.doorbell is
+'2 while a daemon sleeps: the next captured change notifies it and sets the time, in milliseconds since 1970.';
 
 -- The JSON of one row, as an expression over its alias. The contract sends *_ts as epoch seconds, so a table
 -- that keeps such a column as a timestamp has its columns written out one by one. That breaks with the first column
@@ -695,10 +699,12 @@ begin
         '            %8$s;\n'
         '        end if;\n'
         '    end if;\n'
-        '    if pg_sequence_last_value(''outbox.doorbell'') = 2\n'
+        '    if clock_timestamp() > ''epoch''::timestamptz\n'
+        '            + (pg_sequence_last_value(''outbox.doorbell'') + 50) * ''1 ms''::interval\n'
         '        and current_setting(''outbox.doorbell'', true) is distinct from ''off'' then\n'
-        '        perform setval(''outbox.doorbell'', 1);\n'
+        '        perform setval(''outbox.doorbell'', (extract(epoch from clock_timestamp()) * 1000)::bigint);\n'
         '        perform pg_notify(''outbox'', '''');\n'
+        '        perform set_config(''outbox.doorbell'', ''off'', true);\n'
         '    end if;\n'
         '    return null;\n'
         'end',

@@ -32,18 +32,21 @@ class Circuits:
         """Learn which configs' successes are news, by what all daemons counted."""
         self._failing = await circuits.failing(conn)
 
-    async def note(self, conn: psycopg.AsyncConnection, attempts: Sequence[Attempt]) -> None:
-        """Count what these tries say. Those of healthy configs cost nothing."""
+    async def note(self, conn: psycopg.AsyncConnection, attempts: Sequence[Attempt]) -> bool:
+        """Count what these tries say; those of healthy configs cost nothing. Returns whether a change was captured."""
         told = {
             config_id: each
             for config_id, each in runs(attempts).items()
             if each.failures or each.died or config_id in self._failing
         }
         if not told:
-            return
+            return False
+        is_captured = False
         for config_id, condition in (await circuits.note(conn, told)).items():
             for change in changes(told[config_id], condition, disable_after=self._disable_after):
                 reason = told[config_id].reason
                 if await circuits.make(conn, config_id, change, reason):
                     log.warning(_EVENTS[change], config_id=str(config_id), error=reason)
+                    is_captured = True
         self._failing |= told.keys()
+        return is_captured

@@ -72,6 +72,7 @@ class Claimer:
         """Claim what is due: onward from who was served last, and then, where slots are left, from the first."""
         now, claimed_before, in_the_middle = time.monotonic(), self._tally.claimed, self._cursor != NO_CONFIG
         self.is_overtaken = False
+        self.look_at_once()  # what a former one found says nothing of this one
         to_the_last = await self._claim_onward()
         if to_the_last and in_the_middle:
             to_the_last = not self._intake.is_full and await self._claim_onward()

@@ -59,6 +59,7 @@ class Dispatcher:
             tally=self._tally,
             goal=settings.concurrency // 4,
             settled=self._note_settled,
+            ring=self.ring,
         )
         self._senders = Senders(
             sender,

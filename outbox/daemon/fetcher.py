@@ -89,8 +89,8 @@ class Fetcher:
         self._wake.set()
 
     def note_settled(self) -> None:
-        """Look again where a settle can make something due, or is what one waits for."""
-        if self._has_governed or (self._until_empty and not self._in_hand):
+        """Look again where a settle can make something due, or is what one waits for, or where nothing rings."""
+        if self._has_governed or ((self._until_empty or self._link.is_pooled) and not self._in_hand):
             self._wake.set()
 
     def stop(self) -> None:
@@ -116,7 +116,7 @@ class Fetcher:
                 found = await self._turn(conn) or await self._look_once_more(conn)
             except TRANSIENT as error:
                 self._outage.began(error)
-                self._router.let_down_doorbell()
+                self._router.forget()
                 await self._link.drop()
                 await self._claimer.drop()
                 await patience.wait()
@@ -209,13 +209,16 @@ class Fetcher:
         again, self._looked_with_nothing_in_hand = False, not self._in_hand
         if not self._router.doorbell_is_up and not self._link.is_pooled:  # nobody hears it there, and it costs
             again = await self._router.raise_doorbell(conn)
-        if self._looked_with_nothing_in_hand and (self._until_empty or not self._router.is_captured_now):
-            again = again or bool(self._marks)
-            self._marks.forget()
-        if self._looked_with_nothing_in_hand and self._until_empty:
-            again = again or self._router.is_put_off or self._claimer.is_owed or self._governed_is_owed
-            self._router.look_at_once()
-            self._claimer.look_at_once()
+        if self._looked_with_nothing_in_hand:
+            if self._marks and (self._until_empty or not self._router.is_captured_now):
+                again = True
+                self._marks.forget()
+                self._router.look_at_once()
+            if self._until_empty:
+                again = again or self._router.is_put_off or self._claimer.is_owed
+                self._router.look_at_once()
+                self._claimer.look_at_once()
+            again = again or self._governed_is_owed
             self._governed_not_before = 0.0
         return await self._turn(conn) if again else False
 

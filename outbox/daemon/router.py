@@ -36,8 +36,12 @@ passing it by would take longer than routing it."""
 QUIET_SECONDS = 0.1
 """How long no route looks where nothing was left to find, and the doorbell, which was up by then, does not ring."""
 
-LATE_LOOKS = (0.02, 0.1)
-"""Seconds after which one looks for what was captured before the doorbell was up, and committed after the last look."""
+LATE_LOOKS = (0.02, 0.1, 0.3, 1.0)
+"""Seconds after which one looks for what was captured before the doorbell was up, and committed after the last look. By
+then the marks may be past it: so the last of these looks at everything."""
+
+UNKNOWN = -1
+"""The number of the last change where it is not known."""
 
 OVERTAKE_ROWS = 20_000
 """Outbox rows of a flood that are passed at a time, to find what stands behind them: some 50 ms for PostgreSQL."""
@@ -64,7 +68,7 @@ class Router:
         self._ahead_at = 0.0
         self._routed_lately = 0
         self._not_before = 0.0
-        self._seen = 0
+        self._seen = UNKNOWN
         self._is_something_missing = False
         self._late_looks: list[float] = []
         self._flood: frozenset[UUID] = frozenset()
@@ -108,19 +112,27 @@ class Router:
         self.doorbell_is_up = False
         self.look_at_once()
 
+    def forget(self) -> None:
+        """Note that the connection was lost. Nobody knows who raised the doorbell, or what was captured meanwhile."""
+        self._seen = UNKNOWN
+        self.let_down_doorbell()
+
     async def raise_doorbell(self, conn: psycopg.AsyncConnection) -> bool:
         """Have the next capture ring; returns whether there may be some that came before, and to look for them.
 
-        Whoever captured a change before that, and commits it after the look, rings for nobody: so where a number is
+        Whoever captured a change before that, and commits it after the look, may ring for nobody: so where a number is
         missing, one looks again a little later.
         """
         # First, because it may ring before the answer is here; after the answer that ring would be forgotten.
         self.doorbell_is_up = True
         last = await routing.raise_doorbell(conn)
         now = time.monotonic()
-        # None: somebody else had raised it, and looks for them.
-        is_something_missing = last is not None and (self._is_something_missing or last > self._seen)
-        self._seen, self._is_something_missing = max(self._seen, last or 0), False
+        is_something_missing = self._seen == UNKNOWN
+        if last is not None:  # else somebody had raised it, and looks for them
+            # Not only where it is higher: a database that was restored begins with a lower one.
+            is_something_missing |= self._is_something_missing or last != self._seen
+            self._is_something_missing = False
+        self._seen = max(0, self._seen) if last is None else last
         if is_something_missing:
             self._late_looks = [now + seconds for seconds in LATE_LOOKS]
         elif self.doorbell_is_up:
@@ -134,8 +146,11 @@ class Router:
         is_late = bool(self._late_looks) and now >= self._late_looks[0]
         self.is_put_off = now < self._not_before and not is_urgent and not is_late
         if self.is_put_off:
+            self.is_captured_now = False
             return False
         self._late_looks = [moment for moment in self._late_looks if moment > now]
+        if is_late and not self._late_looks:
+            self._marks.forget()
         doorbell_was_up = self.doorbell_is_up
         (rooms, room), slots = self._intake.rooms(), self._slots
         limit = self._limit(now, slots, rooms, room)
@@ -143,9 +158,7 @@ class Router:
             conn, low=self._marks.low(now), rows=limit, slots=slots, room=room, rooms=rooms, lease=self._intake.lease
         )
         self.is_captured_now = routed.rows > 0 and routed.to_the_end
-        if routed.top is not None:
-            self._is_something_missing |= routed.rows < routed.top - self._seen
-            self._seen = max(self._seen, routed.top)
+        self._note_numbers(routed)
         if routed.rows == 0 and doorbell_was_up and self.doorbell_is_up:
             self._not_before = now + QUIET_SECONDS
         self._marks.routed(now, at=routed.now, top=routed.top)
@@ -155,6 +168,13 @@ class Router:
         if not routed.deliveries and not self._flood:
             self._ahead_at, self._routed_lately = 0.0, 0  # nobody wants it: perhaps what is behind it
         return not routed.to_the_end and not self._flood
+
+    def _note_numbers(self, routed: Routed) -> None:
+        """Find out whether the number of a change is missing among those that were routed."""
+        if routed.first is not None and routed.top is not None:
+            are_all_new = routed.first > self._seen
+            self._is_something_missing |= not are_all_new or routed.rows < routed.top - self._seen
+            self._seen = max(self._seen, routed.top)
 
     def _limit(self, now: float, slots: int, rooms: Mapping[UUID, int], room: int) -> int:
         """Return how many rows to route. They may be for any config that has room; of a flood one knows for which."""

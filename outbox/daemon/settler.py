@@ -31,7 +31,8 @@ log = structlog.get_logger("outbox")
 class Settler:
     """Takes finished tries and untried deliveries from the senders, and writes them down.
 
-    `goal`: so many finished tries are settled without waiting for more. `settled` is told how many were.
+    `goal`: so many finished tries are settled without waiting for more. `settled` is told how many were. `ring` is
+    called when that left something to do: what was given back is due, or a change was captured.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Settler:
         tally: Tally,
         goal: int,
         settled: Callable[[int], None],
+        ring: Callable[[], None],
     ) -> None:
         self._link = link
         self._outage = outage
@@ -50,6 +52,7 @@ class Settler:
         self._tally = tally
         self._goal = min(ROWS, max(1, goal))
         self._settled = settled
+        self._ring = ring
         self._finished: deque[tuple[float, Attempt]] = deque()
         self._returned: deque[tuple[Delivery, float]] = deque()
         self._something = asyncio.Event()
@@ -149,7 +152,8 @@ class Settler:
                 attempt=each.delivery.attempt,
             )
         self._settled(len(batch))
-        await self._circuits.note(conn, batch)
+        if await self._circuits.note(conn, batch):
+            self._ring()
         return len(batch)
 
     async def _release(self, conn: psycopg.AsyncConnection) -> None:
@@ -162,4 +166,4 @@ class Settler:
         for after in {after for _, after in returned}:
             await queue.release(conn, [delivery for delivery, wait in returned if wait == after], after=after)
         if returned:
-            self._settled(0)
+            self._ring()

@@ -127,14 +127,15 @@ with {taken}, removed as (
     from ranked as r
     order by r.id, r.config_id
 )
-select now() as now, (select count(*) from named)::integer as routed, ({come_to}) as seq, {to_the_end} as to_the_end,
+select now() as now, (select count(*) from named)::integer as routed, (select min(n.seq) from named as n) as first,
+    ({come_to}) as seq, {to_the_end} as to_the_end,
     (select count(*) from ranked)::integer as created,
     array(select l.config_id from left_over as l order by l.config_id) as left_of,
     array(select l.number from left_over as l order by l.config_id) as left_over,
     null as id, null as config_id, null as attempts, null as attempts_uncounted, null as created_at, null as revision,
     null as type, null as resource, null as data, null as expansions, null as traceparent
 union all
-select null, null, null, null, null, null, null, r.id::text, r.config_id, 1, 0, r.created_at, r.revision, r.type,
+select null, null, null, null, null, null, null, null, r.id::text, r.config_id, 1, 0, r.created_at, r.revision, r.type,
     r.resource, r.data::text, r.expansions::text, r.traceparent
 from ranked as r where r.leased
 """
@@ -160,6 +161,8 @@ class Routed(Claimed):
 
     rows: int
     """Outbox rows that became events."""
+    first: int | None
+    """The lowest seq of them."""
     top: int | None
     """The highest seq that it came to; None where there was nothing to look at."""
     to_the_end: bool
@@ -206,18 +209,22 @@ async def _route(
 ) -> Routed:
     parameters = {**others, "busy": list(rooms), "rooms": list(rooms.values())}
     found = await (await conn.execute(statement, parameters, binary=True)).fetchall()
-    now, routed, top, to_the_end, created, left_of, left_over = next(row[:7] for row in found if row[0] is not None)
-    deliveries = [Delivery._make(row[7:]) for row in found if row[7] is not None]
-    return Routed(deliveries, now, routed, top, to_the_end, created, dict(zip(left_of, left_over, strict=True)))
+    now, routed, first, top, to_the_end, created, left_of, left_over = next(
+        row[:8] for row in found if row[0] is not None
+    )
+    deliveries = [Delivery._make(row[8:]) for row in found if row[8] is not None]
+    left = dict(zip(left_of, left_over, strict=True))
+    return Routed(deliveries, now, routed, first, top, to_the_end, created, left)
 
 
 # The doorbell: raised before sleeping, cleared by the first capture after. Read first, because each setval is WAL. That
 # it is on disk is not waited for: whoever lives through a crash of the database raises it anew. A capture takes its seq
-# before it looks at the doorbell: whose seq comes after the one that is read here will ring.
+# before it looks at the doorbell: whose seq comes after the one that is read here will ring. That one is read when the
+# `case` comes to it, after the setval, and as the sequence is then, whatever the snapshot.
 _RAISE_DOORBELL = statement("""
 select case
     when set_config('synchronous_commit', 'off', true) = 'off' and setval('outbox.doorbell', 2) = 2
-        then coalesce(pg_sequence_last_value('outbox.outbox_seq_seq'), 0)
+        then (select s.last_value from outbox.outbox_seq_seq as s)
 end
 from outbox.doorbell where last_value <> 2
 """)

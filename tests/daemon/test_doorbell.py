@@ -7,13 +7,14 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from outbox.core import marks
 from outbox.daemon import claimer as claimer_module
 from outbox.daemon import router as router_module
 from outbox.daemon.dispatcher import Dispatcher
 from outbox.daemon.router import LATE_LOOKS
 from outbox.postgres import routing
 from tests.daemons import add_config, add_contacts, attach_contacts, dispatching, eventually, owed, running
-from tests.receiver import Receiver
+from tests.receiver import Receiver, Status
 
 A_LONG_TIME = 3600.0
 
@@ -144,6 +145,105 @@ async def test_who_captured_before_the_raising_and_commits_after_the_look_is_fou
             await fetcher._look_once_more(conn)  # noqa: SLF001
         assert sum(routes) == has_a_later_one + commits
         assert fetcher._until_next_look() > 2 * max(LATE_LOOKS)  # noqa: SLF001
+
+
+async def test_a_late_one_does_not_hide_that_another_is_missing(
+    contacts: psycopg.Connection, db: str, routes: list[int]
+) -> None:
+    """Two were routed, and the number rose by two; but one of them is an old number."""
+    async with dispatching(db) as dispatcher:
+        fetcher = dispatcher._fetcher  # noqa: SLF001
+        conn = await knowing_all(dispatcher, contacts)
+        with psycopg.connect(db) as old, psycopg.connect(db) as new:
+            add_contacts(old, 1, 1)
+            await fetcher._look_once_more(conn)  # noqa: SLF001 - it is missing, and looked for
+            fetcher._router._late_looks.clear()  # noqa: SLF001 - in vain
+            dispatcher.ring()
+            contacts.execute("select setval('outbox.doorbell', 1)")
+            add_contacts(new, 2, 1)
+            add_contacts(contacts, 3, 1)
+            old.commit()
+            await fetcher._turn(conn)  # noqa: SLF001
+            assert sum(routes) == 2
+            new.commit()
+        await fetcher._look_once_more(conn)  # noqa: SLF001
+    assert sum(routes) == 3
+
+
+async def test_numbers_that_begin_anew_are_missing(contacts: psycopg.Connection, db: str, routes: list[int]) -> None:
+    """As after a restore under a daemon that lives on: the last one is lower than what it has seen."""
+    async with dispatching(db) as dispatcher:
+        fetcher = dispatcher._fetcher  # noqa: SLF001
+        conn = await knowing_all(dispatcher, contacts)
+        fetcher._router._seen += 1000  # noqa: SLF001
+        add_contacts(contacts, 1, 1)
+        await fetcher._look_once_more(conn)  # noqa: SLF001
+    assert sum(routes) == 1
+
+
+async def test_who_does_not_know_who_raised_the_doorbell_looks(
+    contacts: psycopg.Connection, db: str, routes: list[int]
+) -> None:
+    """The connection was lost before the answer: it was up already then, by the daemon's own doing."""
+    async with dispatching(db) as dispatcher:
+        fetcher = dispatcher._fetcher  # noqa: SLF001
+        conn = await knowing_all(dispatcher, contacts)
+        add_contacts(contacts, 1, 1)
+        contacts.execute("select setval('outbox.doorbell', 2)")
+        fetcher._router.forget()  # noqa: SLF001
+        await fetcher._look_once_more(conn)  # noqa: SLF001
+    assert sum(routes) == 1
+
+
+async def test_who_commits_after_a_long_time_is_not_hidden_by_a_mark(
+    contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch, routes: list[int]
+) -> None:
+    """Where a ring leads to nothing, one looks at what was passed by, too."""
+    monkeypatch.setattr(marks, "LAG", 0.0)
+    monkeypatch.setattr(marks, "LIFE", A_LONG_TIME)
+    async with dispatching(db, poll_interval=A_LONG_TIME) as dispatcher:
+        fetcher = dispatcher._fetcher  # noqa: SLF001
+        conn = await knowing_all(dispatcher, contacts)
+        with psycopg.connect(db) as late:
+            add_contacts(late, 1, 1)
+            add_contacts(contacts, 2, 1)
+            await fetcher._turn(conn)  # noqa: SLF001
+            await fetcher._look_once_more(conn)  # noqa: SLF001
+            assert sum(routes) == 1
+        dispatcher.ring()
+        await fetcher._turn(conn)  # noqa: SLF001
+        assert sum(routes) == 1
+        await fetcher._look_once_more(conn)  # noqa: SLF001
+        assert sum(routes) == 2
+
+
+async def test_who_rang_and_does_not_commit_keeps_nobody_waiting(contacts: psycopg.Connection, db: str) -> None:
+    """The doorbell is down then, and nobody was woken."""
+    with Receiver() as receiver, psycopg.connect(db) as slow:
+        add_config(contacts, receiver.url)
+        async with running(db, poll_interval=A_LONG_TIME):
+            await eventually(lambda: contacts.execute("select last_value from outbox.doorbell").fetchone() == (2,))
+            add_contacts(slow, 1, 1)
+            for number in range(2, 12):
+                # By its age, as if so much time had passed.
+                contacts.execute(
+                    "select setval('outbox.doorbell', last_value - 50) from outbox.doorbell where last_value > 2"
+                )
+                add_contacts(contacts, number, 1)
+                await receiver.wait_for_async(number - 1)
+            slow.rollback()
+
+
+async def test_what_a_settle_leaves_due_is_not_left_to_a_poll(contacts: psycopg.Connection, db: str) -> None:
+    """That a config is in trouble is captured by the daemon itself, which rings for nobody."""
+    with Receiver() as receiver:
+        receiver.answer("/broken", Status(500))
+        add_config(contacts, receiver.url_for("/broken"), number_of_attempts=1)
+        add_config(contacts, receiver.url_for("/watch"), resource="postbackconfig")
+        async with running(db, poll_interval=A_LONG_TIME, disable_after=1):
+            await eventually(lambda: contacts.execute("select last_value from outbox.doorbell").fetchone() == (2,))
+            add_contacts(contacts, 1, 1)
+            await receiver.wait_for_async(1, path="/watch")
 
 
 async def test_one_change_is_looked_for_once(

@@ -1,6 +1,7 @@
 """A change of an attached table is captured if and only if it is committed, as subscribers shall see it."""
 
 import json
+import time
 from typing import Any
 
 import psycopg
@@ -181,13 +182,48 @@ def test_the_application_needs_no_right_on_our_schema(contacts: psycopg.Connecti
     contacts.execute("drop role app")
 
 
-def test_the_doorbell_notifies_only_for_a_sleeping_daemon(contacts: psycopg.Connection) -> None:
-    """One notification for one sleep, none while everybody is awake."""
+JUST_NOW = "select setval('outbox.doorbell', (extract(epoch from now() + interval '1 hour') * 1000)::bigint)"
+"""Not to the millisecond: between two statements the machine may take its time."""
+
+ASLEEP = "select setval('outbox.doorbell', 2)"
+LONG_AGO = "select setval('outbox.doorbell', 1000)"
+
+
+@pytest.mark.parametrize(("bell", "rings"), [(JUST_NOW, 0), (ASLEEP, 1), (LONG_AGO, 1)])
+def test_the_doorbell_notifies_for_a_sleeping_daemon_and_now_and_then(
+    contacts: psycopg.Connection, bell: str, rings: int
+) -> None:
+    """Not for each change. But who rang may be heard much later, or never."""
     contacts.execute("listen outbox")
+    contacts.execute(bell)
     contacts.execute("insert into contacts (id) values ('1')")
-    contacts.execute("select setval('outbox.doorbell', 2)")
-    contacts.execute("insert into contacts (id) values ('2')")
+    assert len(list(contacts.notifies(timeout=0, stop_after=5))) == rings
+    (value,) = contacts.execute("select last_value from outbox.doorbell").fetchone() or (None,)
+    assert rings == 0 or abs(value / 1000 - time.time()) < 60
+
+
+def test_a_transaction_rings_once_and_leaves_the_doorbell_to_others(contacts: psycopg.Connection) -> None:
+    """It is heard when it commits, which may be long after; each of its rows would keep the others from ringing."""
+    with contacts.transaction():
+        contacts.execute(ASLEEP)
+        contacts.execute("insert into contacts (id) values ('1')")
+        contacts.execute(ASLEEP)  # as a daemon does that looked meanwhile
+        contacts.execute("insert into contacts (id) values ('2')")
+        assert contacts.execute("select last_value from outbox.doorbell").fetchone() == (2,)
+    contacts.execute("listen outbox")
     contacts.execute("insert into contacts (id) values ('3')")
+    assert len(list(contacts.notifies(timeout=0, stop_after=5))) == 1
+
+
+def test_a_ring_that_was_rolled_back_is_made_anew(contacts: psycopg.Connection) -> None:
+    """To a savepoint: what follows in the same transaction rings."""
+    contacts.execute("listen outbox")
+    with contacts.transaction():
+        contacts.execute(ASLEEP)
+        with contacts.transaction(force_rollback=True):
+            contacts.execute("insert into contacts (id) values ('1')")
+        contacts.execute(LONG_AGO)
+        contacts.execute("insert into contacts (id) values ('2')")
     assert len(list(contacts.notifies(timeout=0, stop_after=5))) == 1
 
 

@@ -28,6 +28,7 @@ DAEMON = (
     Need("table", "deliveries", ("SELECT", "INSERT", "UPDATE", "DELETE"), "claim and settle"),
     Need("table", "attempts", ("INSERT",), "record tries"),
     Need("sequence", "doorbell", ("SELECT", "UPDATE"), "be woken"),
+    Need("sequence", "outbox_seq_seq", ("SELECT",), "know what was captured while it went to sleep"),
     Need("function", "tell_of_config(uuid, text, text)", ("EXECUTE",), "tell of configs in trouble"),
     Need("function", "make_partitions(integer)", ("EXECUTE",), "make tomorrow's partitions"),
 )
