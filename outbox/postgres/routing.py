@@ -224,7 +224,7 @@ async def _route(
 _RAISE_DOORBELL = statement("""
 select case
     when set_config('synchronous_commit', 'off', true) = 'off' and setval('outbox.doorbell', 2) = 2
-        then (select s.last_value from outbox.outbox_seq_seq as s)
+        then (select case when s.is_called then s.last_value else 0 end from outbox.outbox_seq_seq as s)
 end
 from outbox.doorbell where last_value <> 2
 """)

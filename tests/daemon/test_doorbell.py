@@ -137,14 +137,12 @@ async def test_who_captured_before_the_raising_and_commits_after_the_look_is_fou
             assert sum(routes) == has_a_later_one
             if not commits:
                 late.rollback()
-        for _ in LATE_LOOKS:
-            seconds = fetcher._until_next_look()  # noqa: SLF001
-            assert seconds <= max(LATE_LOOKS)
+        assert fetcher._until_next_look() <= LATE_LOOKS[0]  # noqa: SLF001
+        while (seconds := fetcher._until_next_look()) <= max(LATE_LOOKS):  # noqa: SLF001
             await asyncio.sleep(seconds)
             await fetcher._turn(conn)  # noqa: SLF001
             await fetcher._look_once_more(conn)  # noqa: SLF001
         assert sum(routes) == has_a_later_one + commits
-        assert fetcher._until_next_look() > 2 * max(LATE_LOOKS)  # noqa: SLF001
 
 
 async def test_a_late_one_does_not_hide_that_another_is_missing(
@@ -261,4 +259,4 @@ async def test_one_change_is_looked_for_once(
                 await eventually(lambda: not owed(contacts))
     assert sum(routes) == 20
     # It knows of no number at first, and looks for what is missing; it looks beside a claim, too, that takes long.
-    assert len(routes[routes.index(1) :]) < 20 * 3 / 2
+    assert len(routes[routes.index(1) :]) < 20 * 5 / 2
