@@ -89,8 +89,8 @@ class Fetcher:
         self._wake.set()
 
     def note_settled(self) -> None:
-        """Look again where a settle can make something due, or is what one waits for, or where nothing rings."""
-        if self._has_governed or ((self._until_empty or self._link.is_pooled) and not self._in_hand):
+        """Look again where a settle can make something due, or is what one waits for."""
+        if self._has_governed or (self._until_empty and not self._in_hand):
             self._wake.set()
 
     def stop(self) -> None:
@@ -207,7 +207,10 @@ class Fetcher:
         if self._router.is_flooded and self._in_hand:
             return False  # there is more than enough
         again, self._looked_with_nothing_in_hand = False, not self._in_hand
-        if not self._router.doorbell_is_up and not self._link.is_pooled:  # nobody hears it there, and it costs
+        if self._link.is_pooled:  # nobody hears the doorbell there, and it costs
+            if self._router.has_found:
+                self._router.look_again_soon()
+        elif not self._router.doorbell_is_up:
             again = await self._router.raise_doorbell(conn)
         if self._looked_with_nothing_in_hand:
             if self._marks and (self._until_empty or not self._router.is_captured_now):

@@ -37,8 +37,8 @@ QUIET_SECONDS = 0.1
 """How long no route looks where nothing was left to find, and the doorbell, which was up by then, does not ring."""
 
 LATE_LOOKS = (0.02, 0.1, 0.3, 1.0)
-"""Seconds after which one looks for what was captured before the doorbell was up, and committed after the last look. By
-then the marks may be past it: so the last of these looks at everything."""
+"""Seconds after which one looks for what was captured before the doorbell was up, and committed after the last look; or
+for what rings for nobody. By then the marks may be past it: so the last of these looks at everything."""
 
 UNKNOWN = -1
 """The number of the last change where it is not known."""
@@ -83,6 +83,8 @@ class Router:
         """Whether the next capture rings."""
         self.is_captured_now = False
         """Whether something is being captured, and less than could be taken."""
+        self.has_found = False
+        """Whether anything was captured since one last began to look again."""
         self.is_put_off = False
         """Whether the last look was left out."""
 
@@ -107,6 +109,11 @@ class Router:
         """Let the next look not be put off."""
         self._not_before = 0.0
 
+    def look_again_soon(self) -> None:
+        """Let there be looks though nothing rings, each later than the one before."""
+        self.has_found, now = False, time.monotonic()
+        self._late_looks = [now + seconds for seconds in LATE_LOOKS]
+
     def let_down_doorbell(self) -> None:
         """Note that it rang, or might have rung unheard."""
         self.doorbell_is_up = False
@@ -126,7 +133,6 @@ class Router:
         # First, because it may ring before the answer is here; after the answer that ring would be forgotten.
         self.doorbell_is_up = True
         last = await routing.raise_doorbell(conn)
-        now = time.monotonic()
         is_something_missing = self._seen == UNKNOWN
         if last is not None:  # else somebody had raised it, and looks for them
             # Not only where it is higher: a database that was restored begins with a lower one.
@@ -134,9 +140,9 @@ class Router:
             self._is_something_missing = False
         self._seen = max(0, self._seen) if last is None else last
         if is_something_missing:
-            self._late_looks = [now + seconds for seconds in LATE_LOOKS]
+            self.look_again_soon()
         elif self.doorbell_is_up:
-            self._not_before = now + QUIET_SECONDS
+            self._not_before = time.monotonic() + QUIET_SECONDS
         return is_something_missing
 
     async def look(self, conn: psycopg.AsyncConnection) -> bool:
@@ -158,6 +164,7 @@ class Router:
             conn, low=self._marks.low(now), rows=limit, slots=slots, room=room, rooms=rooms, lease=self._intake.lease
         )
         self.is_captured_now = routed.rows > 0 and routed.to_the_end
+        self.has_found |= routed.rows > 0
         self._note_numbers(routed)
         if routed.rows == 0 and doorbell_was_up and self.doorbell_is_up:
             self._not_before = now + QUIET_SECONDS

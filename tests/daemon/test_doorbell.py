@@ -13,6 +13,7 @@ from outbox.daemon import router as router_module
 from outbox.daemon.dispatcher import Dispatcher
 from outbox.daemon.router import LATE_LOOKS
 from outbox.postgres import routing
+from outbox.settings import Pooling
 from tests.daemons import add_config, add_contacts, attach_contacts, dispatching, eventually, owed, running
 from tests.receiver import Receiver, Status
 
@@ -213,6 +214,24 @@ async def test_who_commits_after_a_long_time_is_not_hidden_by_a_mark(
         assert sum(routes) == 1
         await fetcher._look_once_more(conn)  # noqa: SLF001
         assert sum(routes) == 2
+
+
+async def test_where_nobody_hears_the_doorbell_one_find_leads_to_the_next_look(
+    contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a pooler: who is busy looks often, who has found nothing for long polls."""
+    monkeypatch.setattr(claimer_module, "NOTHING_DUE_SECONDS", A_LONG_TIME)
+    async with dispatching(db, poll_interval=A_LONG_TIME, pooling=Pooling.TRANSACTION) as dispatcher:
+        fetcher = dispatcher._fetcher  # noqa: SLF001
+        conn = await fetcher._link.connection()  # noqa: SLF001
+        add_contacts(contacts, 1, 1)
+        await fetcher._turn(conn)  # noqa: SLF001
+        await fetcher._look_once_more(conn)  # noqa: SLF001
+        assert fetcher._until_next_look() <= LATE_LOOKS[0]  # noqa: SLF001
+        while (seconds := fetcher._until_next_look()) <= max(LATE_LOOKS):  # noqa: SLF001
+            await asyncio.sleep(seconds)
+            await fetcher._turn(conn)  # noqa: SLF001
+            await fetcher._look_once_more(conn)  # noqa: SLF001
 
 
 async def test_who_rang_and_does_not_commit_keeps_nobody_waiting(contacts: psycopg.Connection, db: str) -> None:
