@@ -94,6 +94,11 @@ class Buffer:
         return self._turns.in_flight
 
     @property
+    def in_flight_by_standing(self) -> dict[str, int]:
+        """How many of these are of configs that are `quick`, `slow`, `timed_out` or `unknown`."""
+        return {standing.name.lower(): self._turns.taken(standing) for standing in Standing}
+
+    @property
     def slots(self) -> int:
         """How many more may be claimed, all configs together."""
         return max(0, self._capacity - self.in_hand)

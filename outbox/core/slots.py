@@ -46,6 +46,10 @@ class Slots:
         """Count so many more in flight, or less."""
         self._taken[standing] += change
 
+    def taken(self, standing: Standing, *, of: int) -> int:
+        """Return how many are in flight of the configs of this standing, `of` so many in all."""
+        return of - sum(self._taken) if standing is QUICK else self._taken[standing]
+
     def free(self, standing: Standing) -> int:
         """Return how many more may start of the configs of this standing; not positive for none."""
         taken = sum(self._taken[:standing])

@@ -118,6 +118,10 @@ class Turns:
                 lane.queued = False
                 self.queue(lane)
 
+    def taken(self, standing: Standing) -> int:
+        """Return how many are in flight of the configs that stand so."""
+        return self._slots.taken(standing, of=self.in_flight)
+
     def note_quick(self, *, some: bool) -> None:
         """Note whether anybody is known to be quick."""
         self._slots.has_quick = some

@@ -101,7 +101,7 @@ class Dispatcher:
         return of_tally(self._tally) | {
             "outbox_workers": one(1),
             "outbox_concurrency": one(self._concurrency),
-            "outbox_in_flight": one(self._buffer.in_flight),
+            "outbox_in_flight": {name: [float(count)] for name, count in self._buffer.in_flight_by_standing.items()},
             "outbox_waiting": one(self._buffer.waiting),
             "outbox_unsettled": one(self._buffer.unsettled),
             "outbox_settle_delay_seconds": one(self._settler.delay),

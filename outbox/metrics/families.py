@@ -75,7 +75,13 @@ OF_DISPATCHING = (
         "Tries that were settled too late: the delivery had been claimed again or replayed. It may be sent twice.",
     ),
     Family("outbox_concurrency", Kind.GAUGE, "POSTs in flight at most (OUTBOX_CONCURRENCY, all workers together)."),
-    Family("outbox_in_flight", Kind.GAUGE, "POSTs in flight now."),
+    Family(
+        "outbox_in_flight",
+        Kind.GAUGE,
+        "POSTs in flight now, by what the last POSTs of their configs say: quick, slow, timed_out, or unknown where "
+        "there was none lately.",
+        ("standing",),
+    ),
     Family("outbox_waiting", Kind.GAUGE, "Deliveries in hand that wait for their turn."),
     Family("outbox_unsettled", Kind.GAUGE, "Finished tries that are not written down yet. They take up concurrency."),
     Family(

@@ -344,6 +344,23 @@ def test_those_that_are_late_leave_slots_to_others(seconds: float, most: int, *,
     assert take_all(buffer) == {999: 1}
 
 
+def test_it_tells_how_many_slots_each_standing_holds() -> None:
+    """Whoever stands elsewhere takes what it has in flight along."""
+    buffer = Buffer(concurrency=100, per_config=10)
+    for config in (1, 2, 3):
+        buffer.put(deliveries(config, 3, start=10 * config))
+    take_all(buffer)
+    assert buffer.in_flight_by_standing == {"timed_out": 0, "slow": 0, "unknown": 9, "quick": 0}
+    buffer.finished(UUID(int=1), timed_out=True)
+    buffer.finished(UUID(int=2), timed_out=False, seconds=QUICK_SECONDS + 1)
+    buffer.finished(UUID(int=3), timed_out=False)
+    assert buffer.in_flight_by_standing == {"timed_out": 2, "slow": 2, "unknown": 0, "quick": 2}
+    for config in (1, 2, 3):
+        for _ in range(2):
+            buffer.finished(UUID(int=config), timed_out=None)
+    assert not any(buffer.in_flight_by_standing.values())
+
+
 def test_those_that_time_out_take_turns() -> None:
     """Whose last POST is longest ago goes first, also when what waited was given back meanwhile, and claimed again."""
     buffer = Buffer(concurrency=8, per_config=1)

@@ -99,12 +99,12 @@ async def test_what_is_in_hand_shows(contacts: psycopg.Connection, db: str) -> N
             db, listen=("127.0.0.1", port), max_in_flight_per_config=2, concurrency=4, request_timeout=30.0
         ):
             add_contacts(contacts, 1, 2)
-            await scraped(port, lambda now: now["outbox_in_flight",] == 2)
+            await scraped(port, lambda now: now["outbox_in_flight", "unknown"] == 2)
             # As another daemon would have it: claimed again, because the lease had run out.
             contacts.execute("update outbox.deliveries set attempts = attempts + 1 where leased")
             gate.open()
             found = await scraped(port, lambda now: now["outbox_leases_lost_total",] == 2)
-            await scraped(port, lambda now: now["outbox_in_flight",] == now["outbox_unsettled",] == 0)
+            await scraped(port, lambda now: now["outbox_in_flight", "unknown"] == now["outbox_unsettled",] == 0)
     assert found["outbox_attempts_total", "delivered", "2xx"] == 2
 
 
@@ -187,7 +187,7 @@ def test_a_daemon_that_serves_the_api_has_the_page_too(db: str) -> None:
         eventually_true(lambda: ("outbox_pending",) in scrape(port))
         found = scrape(port)
         assert daemon.stop() == 0
-    assert found["outbox_in_flight",] == found["outbox_pending",] == 0
+    assert found["outbox_in_flight", "quick"] == found["outbox_pending",] == 0
 
 
 def test_serve_tells_of_the_database_only(db: str) -> None:
@@ -208,4 +208,4 @@ def test_serve_tells_of_the_database_only(db: str) -> None:
             serving.terminate()
     assert serving.returncode == 0
     assert found["process_open_fds",] > 0
-    assert ("outbox_in_flight",) not in found
+    assert ("outbox_in_flight", "quick") not in found
