@@ -1,13 +1,13 @@
 """What it costs the others when many endpoints fall silent, or slow, in the same moment: from commit to first byte.
 
 `python -m benchmarks.outage [seconds] [events a second]`. CONFIGS configs get equal traffic; BEFORE seconds after the
-beginning so many of them get an endpoint that hangs, or that answers in 5 s, and stay so for `seconds`. The figures are
-those of the others: before, until the first POSTs have timed out and a little longer, and after that.
+beginning so many of them get an endpoint that hangs, or that answers in 5 s, and stay so for `seconds`; then the daemon
+is restarted and knows none of them any more. The figures are those of the others: before, until the first POSTs have
+timed out and a little longer, after that, and after the restart.
 """
 
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -45,22 +45,30 @@ def run(
         receiver.ask("times")  # begins anew
         with stage.daemon(dsn, OUTBOX_DRAIN_TIMEOUT="1") as daemon:
             daemon.wait_until_started()
-            committed = _write(conn, scene, seconds=seconds, rate=rate)
+            committed = _write(conn, scene, before=BEFORE, seconds=seconds, rate=rate)
+        restarted_at = time.monotonic()
+        with stage.daemon(dsn, OUTBOX_DRAIN_TIMEOUT="1") as daemon:
+            daemon.wait_until_started()
+            committed |= _write(conn, scene, before=0.0, seconds=LEARNING, rate=rate)
             arrived = arrivals(conn, receiver, committed)
     ill_at = min(committed.values()) + BEFORE
-    parts: dict[str, list[float]] = {"before": [], "at first": [], "then": []}
+    parts: dict[str, list[float]] = {"before": [], "at first": [], "then": [], "restarted": []}
     for contact, at in committed.items():
         part = "before" if at < ill_at else "at first" if at < ill_at + LEARNING else "then"
+        part = "restarted" if at > restarted_at else part
         # What arrived before the answer to the commit was back took no time.
         parts[part].append(max(0.0, arrived[contact] - at) * 1000)
     return {part: sorted(took) for part, took in parts.items()}
 
 
-def _write(conn: psycopg.Connection, scene: Scene, *, seconds: float, rate: float) -> Mapping[str, float]:
-    """Insert at an even pace, the configs mixed; return when those of the ones that stay well were committed."""
+def _write(conn: psycopg.Connection, scene: Scene, *, before: float, seconds: float, rate: float) -> dict[str, float]:
+    """Insert at an even pace, the configs mixed; return when those of the ones that stay well were committed.
+
+    The others are so for `seconds`, and are not for as many `before`.
+    """
     committed = {}
-    for number in evenly(BEFORE + seconds, rate):
-        if number == int(BEFORE * rate):
+    for number in evenly(before + seconds, rate):
+        if number == int(before * rate):
             conn.execute(_POINT, [scene.url, scene.sick])
         config = number * 7 % CONFIGS
         row = conn.execute(INSERT, [f"location-{config}"]).fetchone()

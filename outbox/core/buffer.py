@@ -6,6 +6,7 @@ How much more may be claimed is decided here and nowhere else, which config send
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from uuid import UUID
 
 from outbox.core.lane import QUICK_SECONDS, Held, Lane
@@ -77,6 +78,8 @@ class Buffer:
         """Configs whose last POST timed out, with the number of its start."""
         self._answered: dict[UUID, float] = {}
         """Configs that are known to be quick and have nothing in hand, with the time of the last answer."""
+        self.failing: AbstractSet[UUID] = frozenset()
+        """Configs whose last try failed, whoever made it: of whom nothing else is known, they are taken for slow."""
         self._clock = 0.0
         self._marked_at = 0.0
         self._resume_at = -1
@@ -193,7 +196,12 @@ class Buffer:
 
     def _new_lane(self, config_id: UUID) -> Lane:
         limit, answered_at = self._limits.get(config_id, self._per_config), self._answered.pop(config_id, -math.inf)
-        standing = TIMED_OUT if config_id in self._timed_out else QUICK if answered_at >= self._known_since else UNKNOWN
+        if config_id in self._timed_out:
+            standing = TIMED_OUT
+        elif answered_at >= self._known_since:
+            standing = QUICK
+        else:
+            standing = SLOW if config_id in self.failing else UNKNOWN
         started = self._timed_out.get(config_id, 0)
         return Lane(limit, float(self._per_config), standing, started, answered_at=answered_at, allowance=limit)
 

@@ -8,6 +8,9 @@ from enum import IntEnum
 LEAST_SHARE = 16
 """This part of the slots is there for each standing, whatever the others have."""
 
+FEW_SLOTS = 8
+"""With so many slots it is one at least; with fewer there may be none for who is not quick."""
+
 
 class Standing(IntEnum):
     """What a config's last POST says of it. Who stands higher has more slots."""
@@ -37,7 +40,7 @@ class Slots:
     def __init__(self, concurrency: int) -> None:
         self._most = [-(-concurrency * (standing + 1) // len(Standing)) for standing in Standing]
         self._most[:-1] = [min(most, max(1, concurrency - 1)) for most in self._most[:-1]]
-        self._least = concurrency // LEAST_SHARE
+        self._least = max(concurrency // LEAST_SHARE, int(concurrency >= FEW_SLOTS))
         self._taken = [0] * len(Standing)
         self.has_quick = False
         """Whether anybody is known to be quick."""

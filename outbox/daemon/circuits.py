@@ -26,18 +26,19 @@ class Circuits:
 
     def __init__(self, *, disable_after: float) -> None:
         self._disable_after = disable_after
-        self._failing = set[UUID]()
+        self.failing = set[UUID]()
+        """Configs whose last try failed, or that are known for it: by what all daemons counted, and this one since."""
 
     async def refresh(self, conn: psycopg.AsyncConnection) -> None:
         """Learn which configs' successes are news, by what all daemons counted."""
-        self._failing = await circuits.failing(conn)
+        self.failing = await circuits.failing(conn)
 
     async def note(self, conn: psycopg.AsyncConnection, attempts: Sequence[Attempt]) -> bool:
         """Count what these tries say; those of healthy configs cost nothing. Returns whether a change was captured."""
         told = {
             config_id: each
             for config_id, each in runs(attempts).items()
-            if each.failures or each.died or config_id in self._failing
+            if each.failures or each.died or config_id in self.failing
         }
         if not told:
             return False
@@ -48,5 +49,5 @@ class Circuits:
                 if await circuits.make(conn, config_id, change, reason):
                     log.warning(_EVENTS[change], config_id=str(config_id), error=reason)
                     is_captured = True
-        self._failing |= told.keys()
+        self.failing |= told.keys()
         return is_captured

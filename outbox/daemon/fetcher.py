@@ -65,7 +65,7 @@ class Fetcher:
         self._marks = Marks()
         self._claimer = Claimer(claiming_link, self._intake, self._marks, tally=tally, poll_interval=poll_interval)
         self._router = Router(self._intake, self._marks, self._claimer, tally=tally)
-        self._recheck_at = 0.0
+        self._recheck_at = -math.inf
         self._governed_after = NO_CONFIG
         self._governed_not_before = 0.0
         self._governed_is_owed = False
@@ -138,14 +138,11 @@ class Fetcher:
         for held in self._buffer.expired(now):
             self._settler.give_back(held.delivery)
         self._intake.measure()
+        if self._recheck_at < 0:  # before anything is in hand: who fails is not to have all slots
+            await self._recheck(conn, now)
         more = await self._router.look(conn)
         if now >= self._recheck_at:  # after the route: what was captured just now need not wait for it
-            self._recheck_at = now + RECHECK_SECONDS
-            await self._targets.reload(conn, self._buffer.config_ids)
-            await self._circuits.refresh(conn)
-            self._has_governed = await governed.prepare(conn)
-            if not self._has_governed:
-                self._governed_is_owed = self._is_short_of_tokens = False
+            await self._recheck(conn, now)
         if self._has_governed:
             more |= await self._claim_governed(conn)
         may_claim = self._claimer.is_possible
@@ -155,6 +152,16 @@ class Fetcher:
             more |= await self._look_meanwhile(conn, may_claim=may_claim)
         self._start_senders()
         return more
+
+    async def _recheck(self, conn: psycopg.AsyncConnection, now: float) -> None:
+        """Learn what became of the configs since."""
+        self._recheck_at = now + RECHECK_SECONDS
+        await self._targets.reload(conn, self._buffer.config_ids)
+        await self._circuits.refresh(conn)
+        self._buffer.failing = self._circuits.failing
+        self._has_governed = await governed.prepare(conn)
+        if not self._has_governed:
+            self._governed_is_owed = self._is_short_of_tokens = False
 
     async def _look_meanwhile(self, conn: psycopg.AsyncConnection, *, may_claim: bool) -> bool:
         """Claim and overtake. What is captured meanwhile does not wait for it. Returns whether there is more."""

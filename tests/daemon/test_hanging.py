@@ -39,3 +39,27 @@ async def test_however_many_hang_who_answers_is_delivered_to(
                 conn.execute("insert into contacts values (%s, 'L')", [number])
                 await receiver.wait_for_async(number)
             assert len(hanging.requests) == CONCURRENCY * 3 // 4
+
+
+async def test_after_a_restart_too_who_answers_finds_slots(conn: psycopg.Connection, db: str) -> None:
+    """Nothing is known of anybody then, but who failed last is in the database."""
+    attach_contacts(conn)
+    with Receiver() as receiver, Receiver(default=Hang()) as hanging:
+        add_config(conn, receiver.url)
+        for number in range(HANGING):
+            config = add_config(conn, hanging.url, location_id=f"M{number}")
+            conn.execute(
+                "insert into outbox.config_state (config_id, failures, troubles, failing_since) "
+                "values (%s, 1, 1, now())",
+                [config],
+            )
+        conn.execute(
+            "insert into contacts select 1000 + n, 'M' || n %% %s from generate_series(1, %s) n",
+            [HANGING, HANGING * EACH],
+        )
+        async with running(db, concurrency=CONCURRENCY, request_timeout=600.0, drain_timeout=0.1):
+            await hanging.wait_for_async(CONCURRENCY * 3 // 4)
+            for number in range(1, 11):
+                conn.execute("insert into contacts values (%s, 'L')", [number])
+                await receiver.wait_for_async(number)
+            assert len(hanging.requests) == CONCURRENCY * 3 // 4
