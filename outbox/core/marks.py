@@ -16,6 +16,10 @@ LAG = 0.5
 LIFE = 2.0
 """Seconds after which a look forgets them."""
 
+MISSING_SECONDS = 2.0
+"""How long the mark does not pass a number that is missing: its transaction may be under way. It may have been rolled
+back, too, or routed by another daemon."""
+
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
@@ -27,6 +31,7 @@ class Marks:
         """From when on something can be due, for each config that has a mark."""
         self._low = 0
         self._tops: deque[tuple[float, int]] = deque()
+        self._missing: deque[tuple[float, int]] = deque()
         self.latest = _NEVER
         """Before which nothing is due that a claim does not see which begins now."""
         self._forget_at = 0.0
@@ -36,13 +41,19 @@ class Marks:
         return bool(self._low or self._tops or self.since)
 
     def low(self, now: float) -> int:
-        """Return the seq up to which nothing is left; forget all marks when it is time to."""
+        """Return the seq up to which nothing is left, or missing; forget all marks when it is time to."""
         if now >= self._forget_at:
             self.forget()
             self._forget_at = now + LIFE
         while self._tops and self._tops[0][0] < now - LAG:
             self._low = max(self._low, self._tops.popleft()[1])
-        return self._low
+        while self._missing and self._missing[0][0] < now - MISSING_SECONDS:
+            self._missing.popleft()
+        return min(self._low, self._missing[0][1]) if self._missing else self._low
+
+    def missing(self, now: float, after: int) -> None:
+        """Note that a number after this seq is missing, and nothing up to it."""
+        self._missing.append((now, after))
 
     def routed(self, now: float, *, at: datetime | None, top: int | None) -> None:
         """Note a route at the database's time `at`; `top`: the highest seq that it took."""

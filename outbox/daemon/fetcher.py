@@ -117,6 +117,7 @@ class Fetcher:
             except TRANSIENT as error:
                 self._outage.began(error)
                 self._router.forget()
+                self._targets.doubt()
                 await self._link.drop()
                 await self._claimer.drop()
                 await patience.wait()

@@ -136,7 +136,10 @@ class Router:
         is_something_missing = self._seen == UNKNOWN
         if last is not None:  # else somebody had raised it, and looks for them
             # Not only where it is higher: a database that was restored begins with a lower one.
-            is_something_missing |= self._is_something_missing or last != self._seen
+            if last != self._seen:
+                is_something_missing = True
+                self._marks.missing(time.monotonic(), self._seen)
+            is_something_missing |= self._is_something_missing
             self._is_something_missing = False
         self._seen = max(0, self._seen) if last is None else last
         if is_something_missing:
@@ -165,7 +168,7 @@ class Router:
         )
         self.is_captured_now = routed.rows > 0 and routed.to_the_end
         self.has_found |= routed.rows > 0
-        self._note_numbers(routed)
+        self._note_numbers(routed, now)
         if routed.rows == 0 and doorbell_was_up and self.doorbell_is_up:
             self._not_before = now + QUIET_SECONDS
         self._marks.routed(now, at=routed.now, top=routed.top)
@@ -176,12 +179,15 @@ class Router:
             self._ahead_at, self._routed_lately = 0.0, 0  # nobody wants it: perhaps what is behind it
         return not routed.to_the_end and not self._flood
 
-    def _note_numbers(self, routed: Routed) -> None:
+    def _note_numbers(self, routed: Routed, now: float) -> None:
         """Find out whether the number of a change is missing among those that were routed."""
-        if routed.first is not None and routed.top is not None:
-            are_all_new = routed.first > self._seen
-            self._is_something_missing |= not are_all_new or routed.rows < routed.top - self._seen
-            self._seen = max(self._seen, routed.top)
+        if routed.first is None or routed.top is None:
+            return
+        # Also where one of them is an old number: it may stand for a new one.
+        if routed.first <= self._seen or routed.rows < routed.top - self._seen:
+            self._is_something_missing = True
+            self._marks.missing(now, self._seen)
+        self._seen = max(self._seen, routed.top)
 
     def _limit(self, now: float, slots: int, rooms: Mapping[UUID, int], room: int) -> int:
         """Return how many rows to route. They may be for any config that has room; of a flood one knows for which."""

@@ -163,7 +163,8 @@ class Settler:
         released falls due when its lease runs out.
         """
         returned, self._returned = self._returned, deque()
-        for after in {after for _, after in returned}:
+        waits = {after for _, after in returned}
+        for after in waits:
             await queue.release(conn, [delivery for delivery, wait in returned if wait == after], after=after)
-        if returned:
+        if 0.0 in waits:
             self._ring()

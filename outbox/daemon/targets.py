@@ -73,10 +73,15 @@ class Targets:
     def __init__(self, box: SecretBox) -> None:
         self._box = box
         self._known: dict[UUID, Target] = {}
+        self._doubtful: set[UUID] = set()
 
     def get(self, config_id: UUID) -> Target | None:
         """Return a config that was loaded, or None."""
         return self._known.get(config_id)
+
+    def doubt(self) -> None:
+        """Load each anew when it is needed, whatever its revision: the database may have been restored meanwhile."""
+        self._doubtful = set(self._known)
 
     async def refresh(self, conn: psycopg.AsyncConnection, deliveries: Iterable[Delivery]) -> None:
         """Load the configs of these deliveries that are not known in the revision of the claim."""
@@ -85,6 +90,7 @@ class Targets:
             for delivery in deliveries
             if (known := self._known.get(delivery.config_id)) is None
             or known.config.revision < delivery.config_revision
+            or delivery.config_id in self._doubtful
         }
         await self.reload(conn, list(stale))
 
@@ -96,7 +102,8 @@ class Targets:
             self._known.clear()
         for config in await configs.load(conn, config_ids):
             known = self._known.get(config.id)
-            if known is None or known.config.revision < config.revision:
+            if known is None or known.config.revision < config.revision or config.id in self._doubtful:
+                self._doubtful.discard(config.id)
                 self._known[config.id] = self._target(config)
 
     def _target(self, config: PostbackConfig) -> Target:

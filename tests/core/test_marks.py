@@ -3,7 +3,9 @@
 import datetime as dt
 from uuid import UUID
 
-from outbox.core.marks import LAG, LIFE, Marks
+import pytest
+
+from outbox.core.marks import LAG, LIFE, MISSING_SECONDS, Marks
 
 AT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 TRAILING = AT - dt.timedelta(seconds=LAG)
@@ -51,3 +53,18 @@ def test_marks_trail_and_are_forgotten() -> None:
     assert marks
     assert marks.low(10.0 + LIFE) == 0
     assert not marks
+
+
+def test_the_low_mark_does_not_pass_what_is_missing_until_it_may_be_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its transaction may commit long after others whose numbers are higher."""
+    monkeypatch.setattr("outbox.core.marks.LIFE", 3600.0)
+    marks = Marks()
+    marks.low(0.0)  # the first look forgets
+    marks.routed(0.0, at=AT, top=10)
+    marks.missing(0.1, 10)
+    marks.routed(0.1, at=AT, top=12)
+    assert marks.low(LAG + 0.3) == 10
+    marks.missing(1.0, 12)
+    marks.routed(1.0, at=AT, top=15)
+    assert marks.low(MISSING_SECONDS + 0.2) == 12
+    assert marks.low(MISSING_SECONDS + 1.1) == 15

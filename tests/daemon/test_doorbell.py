@@ -199,6 +199,7 @@ async def test_who_commits_after_a_long_time_is_not_hidden_by_a_mark(
 ) -> None:
     """Where a ring leads to nothing, one looks at what was passed by, too."""
     monkeypatch.setattr(marks, "LAG", 0.0)
+    monkeypatch.setattr(marks, "MISSING_SECONDS", 0.0)
     monkeypatch.setattr(marks, "LIFE", A_LONG_TIME)
     async with dispatching(db, poll_interval=A_LONG_TIME) as dispatcher:
         fetcher = dispatcher._fetcher  # noqa: SLF001

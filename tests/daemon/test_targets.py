@@ -1,0 +1,37 @@
+"""Targets: the configs of what is in hand, in the revision of the claim or a later one."""
+
+import psycopg
+
+from outbox.core.model import Delivery
+from outbox.daemon.targets import Targets
+from outbox.postgres import configs
+from outbox.secrets import SecretBox
+from tests.daemons import add_config
+
+
+async def test_a_config_that_was_restored_is_loaded_though_its_revision_is_lower(
+    conn: psycopg.Connection, db: str
+) -> None:
+    """Else what it is owed would be claimed and given back, again and again: it was paused in what is gone."""
+    aconn = await psycopg.AsyncConnection.connect(db, autocommit=True)
+    config_id = add_config(conn, "http://127.0.0.1:9/")
+    await configs.pause(aconn, config_id)
+    targets = Targets(SecretBox(()))
+    await targets.reload(aconn, [config_id])
+    restored = conn.execute(
+        "update outbox.postback_configs set paused_at = null, revision = 1 returning revision, created_at"
+    ).fetchone()
+    assert restored is not None
+    delivery = Delivery("1", config_id, 1, 0, restored[1], restored[0], "CREATE", "contact", "{}")
+    await targets.refresh(aconn, [delivery])
+    assert not _sends(targets, delivery)
+    targets.doubt()
+    await targets.refresh(aconn, [delivery])
+    assert _sends(targets, delivery)
+    await aconn.close()
+
+
+def _sends(targets: Targets, delivery: Delivery) -> bool:
+    target = targets.get(delivery.config_id)
+    assert target is not None
+    return target.sends
