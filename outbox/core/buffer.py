@@ -33,7 +33,8 @@ UNPROVEN_MOST = 15 / 16
 """And all of them together this part of the buffer: so something is free, however many configs hang."""
 
 KNOWN_SECONDS = 10.0
-"""Who was answered soon is known to be quick for so long, if nothing else is heard of it."""
+"""Who was answered soon is known to be quick for so long, if nothing else is heard of it. So long, too, slots are kept
+for others where all that is in hand is slow."""
 
 PACE_WINDOW = 0.25
 """Seconds over which a config's pace is measured while it falls."""
@@ -82,6 +83,8 @@ class Buffer:
         """Configs whose last try failed, whoever made it: of whom nothing else is known, they are taken for slow."""
         self._clock = 0.0
         self._marked_at = 0.0
+        self._others_at = 0.0
+        """When there were last any who are not slow; at the start one does not know."""
         self._resume_at = -1
         self._lag = 0.0
         self._others_keep_up = False
@@ -133,8 +136,10 @@ class Buffer:
             del self._answered[next(iter(self._answered))]
         falling, rising = min(1.0, elapsed / PACE_WINDOW), min(1.0, elapsed / RISE_WINDOW)
         self._others_keep_up = any(not lane.more for lane in self._lanes.values())
-        some_quick = bool(self._answered) or any(lane.standing is QUICK for lane in self._lanes.values())
-        self._turns.note_quick(some=some_quick)
+        slow = sum(lane.standing in (TIMED_OUT, SLOW) for lane in self._lanes.values())
+        if slow == 0 or slow < len(self._lanes) or self._answered:
+            self._others_at = self._clock
+        self._turns.note_others(some=self._clock - self._others_at < KNOWN_SECONDS)
         for config_id, lane in list(self._lanes.items()):
             change = lane.finished / elapsed - lane.pace
             lane.pace += change * (rising if change > 0 else falling)
@@ -180,6 +185,15 @@ class Buffer:
         if not self._unproven_room:
             rooms |= dict.fromkeys(self._answered, min(self._per_config, self.slots))
         return rooms
+
+    def claimable(self, rooms: Mapping[UUID, int]) -> int:
+        """Return how many one claim may bring at most, with these rooms.
+
+        It may be for configs of which nothing is known yet, and all of them hang: so no more than half of what may wait
+        of those, and what the others have room for.
+        """
+        quick = sum(rooms.get(config_id, 0) for config_id, lane in self._lanes.items() if lane.standing is QUICK)
+        return min(self.slots, quick + self._unproven_room // 2 + 1)
 
     def put(self, claimed: Iterable[Held]) -> None:
         """Take claimed deliveries in hand, in the order of their leases."""

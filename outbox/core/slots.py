@@ -34,7 +34,7 @@ class Slots:
 
     Who timed out may have a quarter of the slots, together with who is slow a half, and together with who is unknown
     three quarters. So whatever happens to however many of them, those that are known to be quick have the rest. Where
-    nobody is, who is slow may have three quarters, too.
+    there are none but slow ones, they may have three quarters, too.
     """
 
     def __init__(self, concurrency: int) -> None:
@@ -42,8 +42,8 @@ class Slots:
         self._most[:-1] = [min(most, max(1, concurrency - 1)) for most in self._most[:-1]]
         self._least = max(concurrency // LEAST_SHARE, int(concurrency >= FEW_SLOTS))
         self._taken = [0] * len(Standing)
-        self.has_quick = False
-        """Whether anybody is known to be quick."""
+        self.has_others = True
+        """Whether there are any, or were lately, who are not slow and did not time out."""
 
     def count(self, standing: Standing, change: int) -> None:
         """Count so many more in flight, or less."""
@@ -59,7 +59,7 @@ class Slots:
         free = self._most[-1]
         for each in range(standing, QUICK):
             taken += self._taken[each]
-            most = each if self.has_quick or each != SLOW else UNKNOWN
+            most = each if self.has_others or each != SLOW else UNKNOWN
             free = min(free, self._most[most] - taken)
         return max(free, self._least - self._taken[standing])
 

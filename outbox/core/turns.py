@@ -122,9 +122,9 @@ class Turns:
         """Return how many are in flight of the configs that stand so."""
         return self._slots.taken(standing, of=self.in_flight)
 
-    def note_quick(self, *, some: bool) -> None:
-        """Note whether anybody is known to be quick."""
-        self._slots.has_quick = some
+    def note_others(self, *, some: bool) -> None:
+        """Note whether there are any, or were lately, who are not slow and did not time out."""
+        self._slots.has_others = some
 
     def startable(self, most: int, clock: float) -> int:
         """Return how many could start now, `most` at the most."""

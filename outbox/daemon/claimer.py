@@ -91,7 +91,8 @@ class Claimer:
         """
         conn = await self.connect()
         now, (rooms, room) = time.monotonic(), self._intake.rooms()
-        slots = self._intake.reserve(max(1, self._intake.slots // 4) if self.is_flooded else self._intake.slots)
+        most = self._intake.claimable(rooms)
+        slots = self._intake.reserve(max(1, most // 4) if self.is_flooded else most)
         if slots == 0:  # a route has taken them meanwhile
             return False
         latest = self._marks.latest

@@ -107,6 +107,10 @@ class Intake:
         share = max(1, slots // (2 if slots == self._buffer.slots - self._reserved else 4))
         return {config_id: min(own, share) for config_id, own in rooms.items()}, min(room, share)
 
+    def claimable(self, rooms: Mapping[UUID, int]) -> int:
+        """Return how many one claim may bring: see Buffer.claimable."""
+        return min(self.slots, self._buffer.claimable(rooms))
+
     def close(self) -> None:
         """Take nothing in hand from now on: what is admitted is given back."""
         self._closed = True

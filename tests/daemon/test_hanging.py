@@ -58,8 +58,7 @@ async def test_after_a_restart_too_who_answers_finds_slots(conn: psycopg.Connect
             [HANGING, HANGING * EACH],
         )
         async with running(db, concurrency=CONCURRENCY, request_timeout=600.0, drain_timeout=0.1):
-            await hanging.wait_for_async(CONCURRENCY * 3 // 4)
+            await hanging.wait_for_async(CONCURRENCY // 2)
             for number in range(1, 11):
                 conn.execute("insert into contacts values (%s, 'L')", [number])
                 await receiver.wait_for_async(number)
-            assert len(hanging.requests) == CONCURRENCY * 3 // 4
