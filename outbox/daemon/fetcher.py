@@ -12,6 +12,7 @@ from outbox.core.marks import Marks
 from outbox.core.tally import Tally
 from outbox.daemon.circuits import Circuits
 from outbox.daemon.claimer import CLAIM_SHARE, NO_CONFIG, Claimer
+from outbox.daemon.doorbell import Doorbell
 from outbox.daemon.intake import Intake
 from outbox.daemon.outage import Outage, Patience
 from outbox.daemon.router import Router
@@ -64,7 +65,8 @@ class Fetcher:
         self._intake = Intake(targets, buffer, settler, start_senders=start_senders, request_timeout=request_timeout)
         self._marks = Marks()
         self._claimer = Claimer(claiming_link, self._intake, self._marks, tally=tally, poll_interval=poll_interval)
-        self._router = Router(self._intake, self._marks, self._claimer, tally=tally)
+        self._doorbell = Doorbell(self._marks)
+        self._router = Router(self._intake, self._marks, self._doorbell, self._claimer, tally=tally)
         self._recheck_at = -math.inf
         self._governed_after = NO_CONFIG
         self._governed_not_before = 0.0
@@ -116,7 +118,8 @@ class Fetcher:
                 found = await self._turn(conn) or await self._look_once_more(conn)
             except TRANSIENT as error:
                 self._outage.began(error)
-                self._router.forget()
+                self._doorbell.forget()
+                self._router.look_at_once()
                 self._targets.doubt()
                 await self._link.drop()
                 await self._claimer.drop()
@@ -216,9 +219,8 @@ class Fetcher:
             return False  # there is more than enough
         again, self._looked_with_nothing_in_hand = False, not self._in_hand
         if self._link.is_pooled:  # nobody hears the doorbell there, and it costs
-            if self._router.has_found:
-                self._router.look_again_soon()
-        elif not self._router.doorbell_is_up:
+            self._doorbell.do_without()
+        elif not self._doorbell.is_up:
             again = await self._router.raise_doorbell(conn)
         if self._looked_with_nothing_in_hand:
             if self._marks and (self._until_empty or not self._router.is_captured_now):

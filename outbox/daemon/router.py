@@ -15,6 +15,7 @@ import psycopg
 from outbox.core.marks import Marks
 from outbox.core.tally import Tally
 from outbox.daemon.claimer import Claimer
+from outbox.daemon.doorbell import Doorbell
 from outbox.daemon.flood_log import FloodLog
 from outbox.daemon.intake import Intake
 from outbox.postgres import routing
@@ -36,13 +37,6 @@ passing it by would take longer than routing it."""
 QUIET_SECONDS = 0.1
 """How long no route looks where nothing was left to find, and the doorbell, which was up by then, does not ring."""
 
-LATE_LOOKS = (0.02, 0.1, 0.3, 1.0)
-"""Seconds after which one looks for what was captured before the doorbell was up, and committed after the last look; or
-for what rings for nobody. By then the marks may be past it: so the last of these looks at everything."""
-
-UNKNOWN = -1
-"""The number of the last change where it is not known."""
-
 OVERTAKE_ROWS = 20_000
 """Outbox rows of a flood that are passed at a time, to find what stands behind them: some 50 ms for PostgreSQL."""
 
@@ -60,17 +54,15 @@ Ten times as long as passing it took, if that is more."""
 class Router:
     """Looks at the outbox. It is for one task at a time."""
 
-    def __init__(self, intake: Intake, marks: Marks, claimer: Claimer, *, tally: Tally) -> None:
+    def __init__(self, intake: Intake, marks: Marks, doorbell: Doorbell, claimer: Claimer, *, tally: Tally) -> None:
         self._intake = intake
         self._marks = marks
+        self._doorbell = doorbell
         self._claimer = claimer
         self._tally = tally
         self._ahead_at = 0.0
         self._routed_lately = 0
         self._not_before = 0.0
-        self._seen = UNKNOWN
-        self._is_something_missing = False
-        self._late_looks: list[float] = []
         self._flood: frozenset[UUID] = frozenset()
         self._flood_log = FloodLog()
         self._passed = 0
@@ -79,12 +71,8 @@ class Router:
         self._overtake_pause = 0.0
         self._pass_again_at = 0.0
         self._pass_seconds = 0.0
-        self.doorbell_is_up = False
-        """Whether the next capture rings."""
         self.is_captured_now = False
         """Whether something is being captured, and less than could be taken."""
-        self.has_found = False
-        """Whether anything was captured since one last began to look again."""
         self.is_put_off = False
         """Whether the last look was left out."""
 
@@ -103,73 +91,42 @@ class Router:
         """When there may be something to find though nothing rings, on the monotonic clock; None when not."""
         if self._flood:
             return min(self._not_before, self._overtake_at)
-        return self._late_looks[0] if self._late_looks else None
+        return self._doorbell.next_look
 
     def look_at_once(self) -> None:
         """Let the next look not be put off."""
         self._not_before = 0.0
 
-    def look_again_soon(self) -> None:
-        """Let there be looks though nothing rings, each later than the one before."""
-        self.has_found, now = False, time.monotonic()
-        self._late_looks = [now + seconds for seconds in LATE_LOOKS]
-
     def let_down_doorbell(self) -> None:
         """Note that it rang, or might have rung unheard."""
-        self.doorbell_is_up = False
+        self._doorbell.let_down()
         self.look_at_once()
 
-    def forget(self) -> None:
-        """Note that the connection was lost. Nobody knows who raised the doorbell, or what was captured meanwhile."""
-        self._seen = UNKNOWN
-        self.let_down_doorbell()
-
     async def raise_doorbell(self, conn: psycopg.AsyncConnection) -> bool:
-        """Have the next capture ring; returns whether there may be some that came before, and to look for them.
-
-        Whoever captured a change before that, and commits it after the look, may ring for nobody: so where a number is
-        missing, one looks again a little later.
-        """
-        # First, because it may ring before the answer is here; after the answer that ring would be forgotten.
-        self.doorbell_is_up = True
-        last = await routing.raise_doorbell(conn)
-        is_something_missing = self._seen == UNKNOWN
-        if last is not None:  # else somebody had raised it, and looks for them
-            # Not only where it is higher: a database that was restored begins with a lower one.
-            if last != self._seen:
-                is_something_missing = True
-                self._marks.missing(time.monotonic(), self._seen)
-            is_something_missing |= self._is_something_missing
-            self._is_something_missing = False
-        self._seen = max(0, self._seen) if last is None else last
-        if is_something_missing:
-            self.look_again_soon()
-        elif self.doorbell_is_up:
+        """Have the next capture ring; returns whether to look for some that came before."""
+        may_have_missed = await self._doorbell.raise_up(conn)
+        if not may_have_missed and self._doorbell.is_up:
             self._not_before = time.monotonic() + QUIET_SECONDS
-        return is_something_missing
+        return may_have_missed
 
     async def look(self, conn: psycopg.AsyncConnection) -> bool:
         """Route what was captured, unless it is too early to; returns whether to look again at once."""
         now = time.monotonic()
         is_urgent = self.is_flooded and self._intake.is_hungry and not self._intake.is_full
-        is_late = bool(self._late_looks) and now >= self._late_looks[0]
-        self.is_put_off = now < self._not_before and not is_urgent and not is_late
+        self.is_put_off = now < self._not_before and not is_urgent and not self._doorbell.is_look_due(now)
         if self.is_put_off:
             self.is_captured_now = False
             return False
-        self._late_looks = [moment for moment in self._late_looks if moment > now]
-        if is_late and not self._late_looks:
-            self._marks.forget()
-        doorbell_was_up = self.doorbell_is_up
+        self._doorbell.look(now)
+        doorbell_was_up = self._doorbell.is_up
         (rooms, room), slots = self._intake.rooms(), self._slots
         limit = self._limit(now, slots, rooms, room)
         routed = await routing.route(
             conn, low=self._marks.low(now), rows=limit, slots=slots, room=room, rooms=rooms, lease=self._intake.lease
         )
         self.is_captured_now = routed.rows > 0 and routed.to_the_end
-        self.has_found |= routed.rows > 0
-        self._note_numbers(routed, now)
-        if routed.rows == 0 and doorbell_was_up and self.doorbell_is_up:
+        self._doorbell.note(routed, now)
+        if routed.rows == 0 and doorbell_was_up and self._doorbell.is_up:
             self._not_before = now + QUIET_SECONDS
         self._marks.routed(now, at=routed.now, top=routed.top)
         self._note_flood(routed, rooms, room)
@@ -178,16 +135,6 @@ class Router:
         if not routed.deliveries and not self._flood:
             self._ahead_at, self._routed_lately = 0.0, 0  # nobody wants it: perhaps what is behind it
         return not routed.to_the_end and not self._flood
-
-    def _note_numbers(self, routed: Routed, now: float) -> None:
-        """Find out whether the number of a change is missing among those that were routed."""
-        if routed.first is None or routed.top is None:
-            return
-        # Also where one of them is an old number: it may stand for a new one.
-        if routed.first <= self._seen or routed.rows < routed.top - self._seen:
-            self._is_something_missing = True
-            self._marks.missing(now, self._seen)
-        self._seen = max(self._seen, routed.top)
 
     def _limit(self, now: float, slots: int, rooms: Mapping[UUID, int], room: int) -> int:
         """Return how many rows to route. They may be for any config that has room; of a flood one knows for which."""

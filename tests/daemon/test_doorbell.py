@@ -11,7 +11,7 @@ from outbox.core import marks
 from outbox.daemon import claimer as claimer_module
 from outbox.daemon import router as router_module
 from outbox.daemon.dispatcher import Dispatcher
-from outbox.daemon.router import LATE_LOOKS
+from outbox.daemon.doorbell import LATE_LOOKS
 from outbox.postgres import routing
 from outbox.settings import Pooling
 from tests.daemons import add_config, add_contacts, attach_contacts, dispatching, eventually, owed, running
@@ -48,7 +48,7 @@ async def knowing_all(dispatcher: Dispatcher, contacts: psycopg.Connection) -> p
     conn = await fetcher._link.connection()  # noqa: SLF001
     await fetcher._turn(conn)  # noqa: SLF001
     await fetcher._router.raise_doorbell(conn)  # noqa: SLF001
-    fetcher._router._late_looks.clear()  # noqa: SLF001
+    fetcher._doorbell._late_looks.clear()  # noqa: SLF001
     contacts.execute("select setval('outbox.doorbell', 1)")
     dispatcher.ring()
     return conn
@@ -156,7 +156,7 @@ async def test_a_late_one_does_not_hide_that_another_is_missing(
         with psycopg.connect(db) as old, psycopg.connect(db) as new:
             add_contacts(old, 1, 1)
             await fetcher._look_once_more(conn)  # noqa: SLF001 - it is missing, and looked for
-            fetcher._router._late_looks.clear()  # noqa: SLF001 - in vain
+            fetcher._doorbell._late_looks.clear()  # noqa: SLF001 - in vain
             dispatcher.ring()
             contacts.execute("select setval('outbox.doorbell', 1)")
             add_contacts(new, 2, 1)
@@ -174,7 +174,7 @@ async def test_numbers_that_begin_anew_are_missing(contacts: psycopg.Connection,
     async with dispatching(db) as dispatcher:
         fetcher = dispatcher._fetcher  # noqa: SLF001
         conn = await knowing_all(dispatcher, contacts)
-        fetcher._router._seen += 1000  # noqa: SLF001
+        fetcher._doorbell._seen += 1000  # noqa: SLF001
         add_contacts(contacts, 1, 1)
         await fetcher._look_once_more(conn)  # noqa: SLF001
     assert sum(routes) == 1
@@ -189,7 +189,7 @@ async def test_who_does_not_know_who_raised_the_doorbell_looks(
         conn = await knowing_all(dispatcher, contacts)
         add_contacts(contacts, 1, 1)
         contacts.execute("select setval('outbox.doorbell', 2)")
-        fetcher._router.forget()  # noqa: SLF001
+        fetcher._doorbell.forget()  # noqa: SLF001
         await fetcher._look_once_more(conn)  # noqa: SLF001
     assert sum(routes) == 1
 
