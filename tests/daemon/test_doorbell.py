@@ -12,6 +12,7 @@ from outbox.daemon import claimer as claimer_module
 from outbox.daemon import router as router_module
 from outbox.daemon.dispatcher import Dispatcher
 from outbox.daemon.doorbell import LATE_LOOKS
+from outbox.daemon.fetcher import Fetcher
 from outbox.postgres import routing
 from outbox.settings import Pooling
 from tests.daemons import add_config, add_contacts, attach_contacts, dispatching, eventually, owed, running
@@ -42,8 +43,8 @@ def routes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return rows
 
 
-async def knowing_all(dispatcher: Dispatcher, contacts: psycopg.Connection) -> psycopg.AsyncConnection:
-    """Let the dispatcher know all numbers so far, and the bell be down; return the connection of its routes."""
+async def knowing_all(dispatcher: Dispatcher, contacts: psycopg.Connection) -> tuple[Fetcher, psycopg.AsyncConnection]:
+    """Let the dispatcher know all numbers so far, and the bell be down; return its fetcher, with the connection."""
     fetcher = dispatcher._fetcher  # noqa: SLF001 - no other way into the middle of a look
     conn = await fetcher._link.connection()  # noqa: SLF001
     await fetcher._turn(conn)  # noqa: SLF001
@@ -51,7 +52,7 @@ async def knowing_all(dispatcher: Dispatcher, contacts: psycopg.Connection) -> p
     fetcher._doorbell._late_looks.clear()  # noqa: SLF001
     contacts.execute("select setval('outbox.doorbell', 1)")
     dispatcher.ring()
-    return conn
+    return fetcher, conn
 
 
 async def test_a_ring_that_comes_before_the_answer_to_the_raising_is_not_forgotten(
@@ -87,8 +88,7 @@ async def test_nothing_is_looked_for_after_the_raising_where_no_number_is_missin
     monkeypatch.setattr(claimer_module, "NOTHING_DUE_SECONDS", A_LONG_TIME)
     monkeypatch.setattr(router_module, "QUIET_SECONDS", A_LONG_TIME)
     async with dispatching(db, poll_interval=A_LONG_TIME) as dispatcher:
-        fetcher = dispatcher._fetcher  # noqa: SLF001
-        conn = await knowing_all(dispatcher, contacts)
+        fetcher, conn = await knowing_all(dispatcher, contacts)
         add_contacts(contacts, 1, 3)
         await fetcher._turn(conn)  # noqa: SLF001
         await fetcher._look_once_more(conn)  # noqa: SLF001 - raises the bell
@@ -106,8 +106,7 @@ async def test_who_captured_before_the_raising_and_is_routed_after_it_is_looked_
 ) -> None:
     """It rang for nobody."""
     async with dispatching(db) as dispatcher:
-        fetcher = dispatcher._fetcher  # noqa: SLF001
-        conn = await knowing_all(dispatcher, contacts)
+        fetcher, conn = await knowing_all(dispatcher, contacts)
         add_contacts(contacts, 1, 1)
         await fetcher._look_once_more(conn)  # noqa: SLF001
         assert routes == [0, 1]
@@ -128,8 +127,7 @@ async def test_who_captured_before_the_raising_and_commits_after_the_look_is_fou
     monkeypatch.setattr(claimer_module, "NOTHING_DUE_SECONDS", A_LONG_TIME)
     monkeypatch.setattr(router_module, "QUIET_SECONDS", A_LONG_TIME)
     async with dispatching(db, poll_interval=A_LONG_TIME) as dispatcher:
-        fetcher = dispatcher._fetcher  # noqa: SLF001
-        conn = await knowing_all(dispatcher, contacts)
+        fetcher, conn = await knowing_all(dispatcher, contacts)
         with psycopg.connect(db) as late:
             add_contacts(late, 1, 1)
             add_contacts(contacts, 2, int(has_a_later_one))
@@ -151,8 +149,7 @@ async def test_a_late_one_does_not_hide_that_another_is_missing(
 ) -> None:
     """Two were routed, and the number rose by two; but one of them is an old number."""
     async with dispatching(db) as dispatcher:
-        fetcher = dispatcher._fetcher  # noqa: SLF001
-        conn = await knowing_all(dispatcher, contacts)
+        fetcher, conn = await knowing_all(dispatcher, contacts)
         with psycopg.connect(db) as old, psycopg.connect(db) as new:
             add_contacts(old, 1, 1)
             await fetcher._look_once_more(conn)  # noqa: SLF001 - it is missing, and looked for
@@ -172,8 +169,7 @@ async def test_a_late_one_does_not_hide_that_another_is_missing(
 async def test_numbers_that_begin_anew_are_missing(contacts: psycopg.Connection, db: str, routes: list[int]) -> None:
     """As after a restore under a daemon that lives on: the last one is lower than what it has seen."""
     async with dispatching(db) as dispatcher:
-        fetcher = dispatcher._fetcher  # noqa: SLF001
-        conn = await knowing_all(dispatcher, contacts)
+        fetcher, conn = await knowing_all(dispatcher, contacts)
         fetcher._doorbell._seen += 1000  # noqa: SLF001
         add_contacts(contacts, 1, 1)
         await fetcher._look_once_more(conn)  # noqa: SLF001
@@ -185,8 +181,7 @@ async def test_who_does_not_know_who_raised_the_doorbell_looks(
 ) -> None:
     """The connection was lost before the answer: it was up already then, by the daemon's own doing."""
     async with dispatching(db) as dispatcher:
-        fetcher = dispatcher._fetcher  # noqa: SLF001
-        conn = await knowing_all(dispatcher, contacts)
+        fetcher, conn = await knowing_all(dispatcher, contacts)
         add_contacts(contacts, 1, 1)
         contacts.execute("select setval('outbox.doorbell', 2)")
         fetcher._doorbell.forget()  # noqa: SLF001
@@ -202,8 +197,7 @@ async def test_who_commits_after_a_long_time_is_not_hidden_by_a_mark(
     monkeypatch.setattr(marks, "MISSING_SECONDS", 0.0)
     monkeypatch.setattr(marks, "LIFE", A_LONG_TIME)
     async with dispatching(db, poll_interval=A_LONG_TIME) as dispatcher:
-        fetcher = dispatcher._fetcher  # noqa: SLF001
-        conn = await knowing_all(dispatcher, contacts)
+        fetcher, conn = await knowing_all(dispatcher, contacts)
         with psycopg.connect(db) as late:
             add_contacts(late, 1, 1)
             add_contacts(contacts, 2, 1)
