@@ -148,6 +148,11 @@ def add_config(conn: psycopg.Connection, url: str, **fields: object) -> UUID:
     return UUID(str(row[0]))
 
 
+def doorbell_is_up(conn: psycopg.Connection) -> bool:
+    """Tell whether a daemon sleeps, and the next captured change wakes it."""
+    return conn.execute("select last_value from outbox.doorbell").fetchone() == (2,)
+
+
 def owed(conn: psycopg.Connection) -> list[tuple[str, int, bool]]:
     """Return state, attempts and lease of each delivery that is owed, in the order of their events."""
     return conn.execute("select state, attempts, leased from outbox.deliveries order by event_id, config_id").fetchall()

@@ -205,10 +205,10 @@ async def overtake(
 
 
 async def _route(
-    conn: AsyncConnection, statement: bytes, rooms: Mapping[UUID, int], others: Mapping[str, object]
+    conn: AsyncConnection, query: bytes, rooms: Mapping[UUID, int], others: Mapping[str, object]
 ) -> Routed:
     parameters = {**others, "busy": list(rooms), "rooms": list(rooms.values())}
-    found = await (await conn.execute(statement, parameters, binary=True)).fetchall()
+    found = await (await conn.execute(query, parameters, binary=True)).fetchall()
     now, routed, first, top, to_the_end, created, left_of, left_over = next(
         row[:8] for row in found if row[0] is not None
     )

@@ -15,7 +15,16 @@ from outbox.daemon.doorbell import LATE_LOOKS
 from outbox.daemon.fetcher import Fetcher
 from outbox.postgres import routing
 from outbox.settings import Pooling
-from tests.daemons import add_config, add_contacts, attach_contacts, dispatching, eventually, owed, running
+from tests.daemons import (
+    add_config,
+    add_contacts,
+    attach_contacts,
+    dispatching,
+    doorbell_is_up,
+    eventually,
+    owed,
+    running,
+)
 from tests.receiver import Receiver, Status
 
 A_LONG_TIME = 3600.0
@@ -68,7 +77,7 @@ async def test_a_ring_that_comes_before_the_answer_to_the_raising_is_not_forgott
         await raising
         conn.execute("select setval('outbox.doorbell', 1)")  # as the one did who rang
         await fetcher._look_once_more(link)  # noqa: SLF001
-        assert conn.execute("select last_value from outbox.doorbell").fetchone() == (2,)
+        assert doorbell_is_up(conn)
 
 
 async def test_the_raising_is_not_waited_for_but_what_comes_after_it_is(conn: psycopg.Connection, db: str) -> None:
@@ -77,7 +86,7 @@ async def test_the_raising_is_not_waited_for_but_what_comes_after_it_is(conn: ps
         fetcher = dispatcher._fetcher  # noqa: SLF001
         link = await fetcher._link.connection()  # noqa: SLF001
         assert await routing.raise_doorbell(link) is not None
-        assert conn.execute("select last_value from outbox.doorbell").fetchone() == (2,)
+        assert doorbell_is_up(conn)
         assert await (await link.execute("show synchronous_commit")).fetchone() == ("on",)
 
 
@@ -234,7 +243,7 @@ async def test_who_rang_and_does_not_commit_keeps_nobody_waiting(contacts: psyco
     with Receiver() as receiver, psycopg.connect(db) as slow:
         add_config(contacts, receiver.url)
         async with running(db, poll_interval=A_LONG_TIME):
-            await eventually(lambda: contacts.execute("select last_value from outbox.doorbell").fetchone() == (2,))
+            await eventually(lambda: doorbell_is_up(contacts))
             add_contacts(slow, 1, 1)
             for number in range(2, 12):
                 # By its age, as if so much time had passed.
@@ -253,7 +262,7 @@ async def test_what_a_settle_leaves_due_is_not_left_to_a_poll(contacts: psycopg.
         add_config(contacts, receiver.url_for("/broken"), number_of_attempts=1)
         add_config(contacts, receiver.url_for("/watch"), resource="postbackconfig")
         async with running(db, poll_interval=A_LONG_TIME, disable_after=1):
-            await eventually(lambda: contacts.execute("select last_value from outbox.doorbell").fetchone() == (2,))
+            await eventually(lambda: doorbell_is_up(contacts))
             add_contacts(contacts, 1, 1)
             await receiver.wait_for_async(1, path="/watch")
 
@@ -267,7 +276,7 @@ async def test_one_change_is_looked_for_once(
         add_config(contacts, receiver.url)
         async with running(db, poll_interval=A_LONG_TIME):
             for number in range(1, 21):
-                await eventually(lambda: contacts.execute("select last_value from outbox.doorbell").fetchone() == (2,))
+                await eventually(lambda: doorbell_is_up(contacts))
                 add_contacts(contacts, number, 1)
                 await receiver.wait_for_async(number)
                 await eventually(lambda: not owed(contacts))

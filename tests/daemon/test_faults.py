@@ -9,7 +9,17 @@ import pytest
 from structlog.testing import capture_logs
 
 from outbox.daemon.settler import LATE
-from tests.daemons import add_config, add_contacts, attach_contacts, eventually, make_due, owed, running, until_empty
+from tests.daemons import (
+    add_config,
+    add_contacts,
+    attach_contacts,
+    doorbell_is_up,
+    eventually,
+    make_due,
+    owed,
+    running,
+    until_empty,
+)
 from tests.receiver import Gate, Hang, Receiver, Status
 from tests.servers import StartServer
 
@@ -216,7 +226,7 @@ async def test_the_doorbell_wakes_a_daemon_that_hardly_polls(contacts: psycopg.C
         add_config(contacts, receiver.url)
         async with running(db, poll_interval=3600.0):
             for number in range(1, 21):
-                await eventually(lambda: contacts.execute("select last_value from outbox.doorbell").fetchone() == (2,))
+                await eventually(lambda: doorbell_is_up(contacts))
                 contacts.execute("insert into contacts values (%s)", [number])
                 await receiver.wait_for_async(number)
 
@@ -257,7 +267,7 @@ async def test_a_post_that_hangs_does_not_keep_the_doorbell_down(contacts: psyco
         async with running(db, poll_interval=3600.0, request_timeout=60.0, drain_timeout=0.0):
             await receiver.wait_for_async(1, path="/hangs")
             for number in range(1, 6):
-                await eventually(lambda: contacts.execute("select last_value from outbox.doorbell").fetchone() == (2,))
+                await eventually(lambda: doorbell_is_up(contacts))
                 add_contacts(contacts, number, 1)
                 await receiver.wait_for_async(number, path="/healthy")
 

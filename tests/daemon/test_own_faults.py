@@ -17,6 +17,7 @@ from tests.daemons import (
     add_contacts,
     attach_contacts,
     daemon_process,
+    doorbell_is_up,
     eventually,
     eventually_true,
     owed,
@@ -57,7 +58,7 @@ def test_too_few_descriptors_cost_no_try(contacts: psycopg.Connection, db: str, 
     with Receiver() as receiver, daemon_process(db) as daemon:
         pid = daemon.process.pid
         daemon.wait_for_event("daemon.started")
-        eventually_true(lambda: contacts.execute("select last_value from outbox.doorbell").fetchone() == (2,))
+        eventually_true(lambda: doorbell_is_up(contacts))
         add_config(contacts, receiver.url.replace("127.0.0.1", host), number_of_attempts=1)
         free = gaps(pid)
         with no_descriptor_more(pid):
