@@ -125,7 +125,7 @@ async def _time_once(conn: psycopg.AsyncConnection, ground: Ground, after: UUID)
         now = datetime.now(UTC)
         tries = [Attempt(delivery, Delivered(), 200, b"ok", 9, now) for delivery in claimed.deliveries]
         begun = time.perf_counter()
-        lost = await queue.settle(conn, tries)
+        lost = (await queue.settle(conn, tries)).lost
         settle = time.perf_counter() - begun
         await conn.execute(debt.CAPTURED.encode(), {"count": SLOTS, "configs": ground.locations})
         begun = time.perf_counter()

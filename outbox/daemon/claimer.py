@@ -8,51 +8,48 @@ import psycopg
 from outbox.core.marks import Marks
 from outbox.core.tally import Tally
 from outbox.daemon.intake import Intake
+from outbox.daemon.rest import Rest
 from outbox.postgres import queue
 from outbox.postgres.pool import Link
 
-CLAIM_SHARE = 4
-"""A claim that saw all configs is repeated when this many times its duration has passed, so that what comes in dribbles
-gathers; or when much is wanted."""
-
-NOTHING_DUE_SECONDS = 0.1
-"""Where it found nothing, it is repeated after so many seconds, unless a route has left something due since."""
+GATHER_TIMES = 4
+"""See Rest. What a claim finds is what no route could lease: it has waited already."""
 
 NO_CONFIG = UUID(int=0)
 
 
 class Claimer:
-    """The common claim; that of governed configs is the fetcher's."""
+    """The common claim; for governed configs see GovernedClaimer."""
 
     def __init__(self, link: Link, intake: Intake, marks: Marks, *, tally: Tally, poll_interval: float) -> None:
         self._link = link
         self._intake = intake
         self._marks = marks
         self._tally = tally
-        self._poll_interval = poll_interval
+        self._rest = Rest(GATHER_TIMES, most=poll_interval)
         self._cursor = NO_CONFIG
-        self._gathers_until = 0.0
-        self._rests_until = 0.0
         self.is_behind = False
         """Whether the last claim was put off, or did not come to the last config."""
-        self.is_overtaken = False
-        """Whether a route left something due since the last claim began, which does not see it."""
         self.is_flooded = False
         """Whether more is captured for those that are in hand than they can take: what they want, the routes bring."""
 
     @property
     def is_owed(self) -> bool:
         """Whether something may be due that was not looked at."""
-        return self.is_behind or self.is_overtaken
+        return self.is_behind or self._rest.is_overtaken
 
     @property
     def not_before(self) -> float:
         """Until when a claim is put off, on the monotonic clock."""
-        return self._gathers_until if self.is_overtaken else self._rests_until
+        return self._rest.ends
 
     def look_at_once(self) -> None:
         """Let the next claim not be put off."""
-        self._gathers_until = self._rests_until = 0.0
+        self._rest.end()
+
+    def overtake(self) -> None:
+        """Note that a route left something due, which no claim has seen."""
+        self._rest.is_overtaken = True
 
     @property
     def is_possible(self) -> bool:
@@ -70,18 +67,14 @@ class Claimer:
 
     async def claim(self) -> None:
         """Claim what is due: onward from who was served last, and then, where slots are left, from the first."""
-        now, claimed_before, in_the_middle = time.monotonic(), self._tally.claimed, self._cursor != NO_CONFIG
-        self.is_overtaken = False
-        self.look_at_once()  # what a former one found says nothing of this one
+        claimed_before, in_the_middle = self._tally.claimed, self._cursor != NO_CONFIG
+        self._rest.claim_begins()
         to_the_last = await self._claim_onward()
         if to_the_last and in_the_middle:
             to_the_last = not self._intake.is_full and await self._claim_onward()
         self.is_behind = not to_the_last
         if to_the_last:
-            spent = time.monotonic() - now
-            self._gathers_until = self._rests_until = now + min(spent * CLAIM_SHARE, self._poll_interval)
-            if self._tally.claimed == claimed_before:
-                self._rests_until = max(self._gathers_until, now + min(NOTHING_DUE_SECONDS, self._poll_interval))
+            self._rest.claimed_all(found=self._tally.claimed > claimed_before)
 
     async def _claim_onward(self) -> bool:
         """Claim from the config after the cursor on; returns whether it came to the last config.
@@ -114,6 +107,6 @@ class Claimer:
             latest=latest,
         )  # fmt: skip
         self._cursor = NO_CONFIG if to_the_last else max(config_ids)
-        all_taken = to_the_last and from_the_first and not self.is_overtaken and not self.is_flooded
+        all_taken = to_the_last and from_the_first and not self._rest.is_overtaken and not self.is_flooded
         self._intake.note(found, rooms=rooms, room=room, all_taken=all_taken)
         return to_the_last

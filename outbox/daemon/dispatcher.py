@@ -59,6 +59,7 @@ class Dispatcher:
             tally=self._tally,
             goal=settings.concurrency // 4,
             settled=self._note_settled,
+            freed=self._note_freed,
             ring=self.ring,
         )
         self._senders = Senders(
@@ -164,3 +165,6 @@ class Dispatcher:
         self._buffer.unsettled -= count
         self._senders.start()
         self._fetcher.note_settled()
+
+    def _note_freed(self) -> None:
+        self._fetcher.note_freed()

@@ -11,18 +11,15 @@ from outbox.core.buffer import Buffer
 from outbox.core.marks import Marks
 from outbox.core.tally import Tally
 from outbox.daemon.circuits import Circuits
-from outbox.daemon.claimer import CLAIM_SHARE, NO_CONFIG, Claimer
+from outbox.daemon.claimer import Claimer
 from outbox.daemon.doorbell import Doorbell
+from outbox.daemon.governed_claimer import GovernedClaimer
 from outbox.daemon.intake import Intake
 from outbox.daemon.outage import Outage, Patience
 from outbox.daemon.router import Router
 from outbox.daemon.settler import Settler
 from outbox.daemon.targets import Targets
-from outbox.postgres import governed
 from outbox.postgres.pool import TRANSIENT, Link
-
-GOVERNED_SHARE = 4
-"""Governed configs may be given one in so many of the free slots by each claim."""
 
 RECHECK_SECONDS = 1.0
 """How soon a config that was paused or edited is obeyed for what was claimed before."""
@@ -66,17 +63,14 @@ class Fetcher:
         self._marks = Marks()
         self._claimer = Claimer(claiming_link, self._intake, self._marks, tally=tally, poll_interval=poll_interval)
         self._doorbell = Doorbell(self._marks)
-        self._router = Router(self._intake, self._marks, self._doorbell, self._claimer, tally=tally)
+        self._governed_claimer = GovernedClaimer(self._intake, poll_interval=poll_interval)
+        self._router = Router(
+            self._intake, self._marks, self._doorbell, self._claimer, self._governed_claimer, tally=tally
+        )
         self._recheck_at = -math.inf
-        self._governed_after = NO_CONFIG
-        self._governed_not_before = 0.0
-        self._governed_is_owed = False
-        self._is_short_of_tokens = False
         self._looked_with_nothing_in_hand = False
         self._until_empty = False
         self._stopping = False
-        self._has_governed = False
-        """Whether a config has strict order, a rate limit or an open circuit."""
         self.turned_at = -math.inf
         """When a turn was last completed, on the monotonic clock."""
 
@@ -91,9 +85,14 @@ class Fetcher:
         self._wake.set()
 
     def note_settled(self) -> None:
-        """Look again where a settle can make something due, or is what one waits for."""
-        if self._has_governed or (self._until_empty and not self._in_hand):
+        """Look again if that is what one waits for."""
+        if self._until_empty and not self._in_hand:
             self._wake.set()
+
+    def note_freed(self) -> None:
+        """Look again: a settle has made later changes of its records due."""
+        self._governed_claimer.overtake()
+        self._wake.set()
 
     def stop(self) -> None:
         """Let `run` return after the turn under way; what that still brings is given back."""
@@ -130,7 +129,7 @@ class Fetcher:
             self.turned_at = time.monotonic()
             if found:
                 continue
-            is_owed = self._governed_is_owed or self._is_short_of_tokens or self._router.is_flooded
+            is_owed = self._governed_claimer.is_owed or self._router.is_flooded
             if not self._until_empty or self._in_hand or is_owed:
                 await self._rest(self._until_next_look())
             elif self._looked_with_nothing_in_hand and not self._claimer.is_owed:
@@ -147,8 +146,7 @@ class Fetcher:
         more = await self._router.look(conn)
         if now >= self._recheck_at:  # after the route: what was captured just now need not wait for it
             await self._recheck(conn, now)
-        if self._has_governed:
-            more |= await self._claim_governed(conn)
+        more |= await self._governed_claimer.claim(conn)
         may_claim = self._claimer.is_possible
         if not may_claim:
             self._claimer.is_behind = True
@@ -163,9 +161,7 @@ class Fetcher:
         await self._targets.reload(conn, self._buffer.config_ids)
         await self._circuits.refresh(conn)
         self._buffer.failing = self._circuits.failing
-        self._has_governed = await governed.prepare(conn)
-        if not self._has_governed:
-            self._governed_is_owed = self._is_short_of_tokens = False
+        await self._governed_claimer.prepare(conn)
 
     async def _look_meanwhile(self, conn: psycopg.AsyncConnection, *, may_claim: bool) -> bool:
         """Claim and overtake. What is captured meanwhile does not wait for it. Returns whether there is more."""
@@ -193,26 +189,6 @@ class Fetcher:
         if self._router.may_overtake:
             await self._router.overtake(await self._claimer.connect())
 
-    async def _claim_governed(self, conn: psycopg.AsyncConnection) -> bool:
-        """Claim what is due of governed configs; returns whether there may be more."""
-        now = time.monotonic()
-        # A share, before the common claim: each must leave something to the other.
-        slots = -(-self._intake.slots // GOVERNED_SHARE)
-        self._governed_is_owed = slots == 0 or now < self._governed_not_before
-        if self._governed_is_owed:
-            return False
-        rooms, room = self._intake.rooms()
-        found = await governed.claim_governed(
-            conn, after=self._governed_after, slots=slots, room=room, rooms=rooms, lease=self._intake.lease
-        )
-        self._is_short_of_tokens = found.short_of_tokens
-        self._governed_after = found.walked_to or NO_CONFIG
-        if found.walked_to is None:
-            self._governed_not_before = now + (time.monotonic() - now) * CLAIM_SHARE
-        await self._intake.admit(conn, found, now)
-        self._intake.note(found, rooms=rooms, room=room)
-        return bool(found.deliveries) or found.saw_blocked_only or found.walked_to is not None
-
     async def _look_once_more(self, conn: psycopg.AsyncConnection) -> bool:
         """Before sleeping: raise the doorbell, and look at what came before it was up, or committed out of order."""
         if self._router.is_flooded and self._in_hand:
@@ -228,11 +204,10 @@ class Fetcher:
                 self._marks.forget()
                 self._router.look_at_once()
             if self._until_empty:
-                again = again or self._router.is_put_off or self._claimer.is_owed
+                again = again or self._router.is_put_off or self._claimer.is_owed or self._governed_claimer.is_owed
                 self._router.look_at_once()
                 self._claimer.look_at_once()
-            again = again or self._governed_is_owed
-            self._governed_not_before = 0.0
+                self._governed_claimer.look_at_once()
         return await self._turn(conn) if again else False
 
     @property
@@ -242,10 +217,8 @@ class Fetcher:
 
     def _until_next_look(self) -> float:
         looks = [] if self._router.next_look is None else [self._router.next_look]
-        if self._claimer.is_owed and not self._intake.is_full:
-            looks.append(self._claimer.not_before)
-        if self._governed_is_owed and not self._intake.is_full:
-            looks.append(self._governed_not_before)
+        if not self._intake.is_full:
+            looks += [each.not_before for each in (self._claimer, self._governed_claimer) if each.is_owed]
         return min(self._poll_interval, max(0.0, min(looks, default=math.inf) - time.monotonic()))
 
     async def _rest(self, seconds: float) -> None:

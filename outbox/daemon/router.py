@@ -17,6 +17,7 @@ from outbox.core.tally import Tally
 from outbox.daemon.claimer import Claimer
 from outbox.daemon.doorbell import Doorbell
 from outbox.daemon.flood_log import FloodLog
+from outbox.daemon.governed_claimer import GovernedClaimer
 from outbox.daemon.intake import Intake
 from outbox.postgres import routing
 from outbox.postgres.routing import Routed
@@ -54,11 +55,21 @@ Ten times as long as passing it took, if that is more."""
 class Router:
     """Looks at the outbox. It is for one task at a time."""
 
-    def __init__(self, intake: Intake, marks: Marks, doorbell: Doorbell, claimer: Claimer, *, tally: Tally) -> None:
+    def __init__(
+        self,
+        intake: Intake,
+        marks: Marks,
+        doorbell: Doorbell,
+        claimer: Claimer,
+        governed_claimer: GovernedClaimer,
+        *,
+        tally: Tally,
+    ) -> None:
         self._intake = intake
         self._marks = marks
         self._doorbell = doorbell
         self._claimer = claimer
+        self._governed_claimer = governed_claimer
         self._tally = tally
         self._ahead_at = 0.0
         self._routed_lately = 0
@@ -217,8 +228,11 @@ class Router:
         reserved: int = 0,
     ) -> None:
         self._routed_lately += routed.rows
-        if routed.created > len(routed.deliveries):
-            self._claimer.is_overtaken = True
+        left = sum(routed.left.values())
+        if left:
+            self._claimer.overtake()
+        if routed.created > len(routed.deliveries) + left:
+            self._governed_claimer.overtake()
         self._tally.routed += routed.rows
         self._tally.created += routed.created
         self._tally.leased_at_once += len(routed.deliveries)

@@ -31,8 +31,9 @@ log = structlog.get_logger("outbox")
 class Settler:
     """Takes finished tries and untried deliveries from the senders, and writes them down.
 
-    `goal`: so many finished tries are settled without waiting for more. `settled` is told how many were. `ring` is
-    called when that left something to do: what was given back is due, or a change was captured.
+    `goal`: so many finished tries are settled without waiting for more. `settled` is told how many were; `freed` is
+    called when later changes of their records are due by that; `ring` when there is something else to do: what was
+    given back is due, or a change was captured.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Settler:
         tally: Tally,
         goal: int,
         settled: Callable[[int], None],
+        freed: Callable[[], None],
         ring: Callable[[], None],
     ) -> None:
         self._link = link
@@ -52,6 +54,7 @@ class Settler:
         self._tally = tally
         self._goal = min(ROWS, max(1, goal))
         self._settled = settled
+        self._freed = freed
         self._ring = ring
         self._finished: deque[tuple[float, Attempt]] = deque()
         self._returned: deque[tuple[Delivery, float]] = deque()
@@ -135,16 +138,16 @@ class Settler:
         if not batch:
             return 0
         try:
-            lost = await queue.settle(conn, batch)
+            settled = await queue.settle(conn, batch)
         except psycopg.DataError as error:
             # No subscriber's answer may keep the outcomes from being written down.
             log.warning("answers.dropped", count=len(batch), error=" ".join(str(error).split())[:300])
-            lost = await queue.settle(conn, [each._replace(answer=b"") for each in batch])
+            settled = await queue.settle(conn, [each._replace(answer=b"") for each in batch])
         for _ in batch:
             self._finished.popleft()
         self.died += sum(isinstance(attempt.outcome, Dead) for attempt in batch)
-        self._tally.leases_lost += len(lost)
-        for each in lost:
+        self._tally.leases_lost += len(settled.lost)
+        for each in settled.lost:
             log.warning(
                 "lease.lost",
                 event_id=each.delivery.webhook_id,
@@ -152,6 +155,8 @@ class Settler:
                 attempt=each.delivery.attempt,
             )
         self._settled(len(batch))
+        if settled.freed:
+            self._freed()
         if await self._circuits.note(conn, batch):
             self._ring()
         return len(batch)

@@ -201,9 +201,8 @@ select now(), (
             )
     ) else false end as short_of_tokens,
     exists (
-        select from seen as s group by s.config_id
-        having count(*) = %(looked_at)s and count(*) filter (where s.earlier = 0) = 0
-    ) as saw_blocked_only,
+        select from seen as s group by s.config_id having count(*) >= least(min(s.allowed), %(looked_at)s)
+    ) as cut_short,
     c.event_id::text, c.config_id, c.attempts, c.attempts_uncounted, c.event_created_at, t.revision, e.type, e.resource,
     e.data::text, e.expansions::text, e.traceparent
 from (select 1) as one
@@ -239,8 +238,8 @@ class Governed(Claimed):
     """The last config that was served, where the walk ended before the last of all."""
     short_of_tokens: bool
     """Whether something is due that only waits for its config's rate limit."""
-    saw_blocked_only: bool
-    """Whether a config has so much that waits for its turn that what is due behind it was not looked at."""
+    cut_short: bool
+    """Whether a config may have more that is due than was looked at, or than it was allowed."""
 
 
 async def prepare(conn: AsyncConnection) -> bool:
@@ -274,6 +273,6 @@ async def claim_governed(
         binary=True,
     )  # fmt: skip
     found = await cursor.fetchall()
-    now, walked_to, short_of_tokens, saw_blocked_only = found[0][:4]
+    now, walked_to, short_of_tokens, cut_short = found[0][:4]
     deliveries = [Delivery._make(row[4:]) for row in found if row[4] is not None]
-    return Governed(deliveries, now, walked_to, short_of_tokens, saw_blocked_only)
+    return Governed(deliveries, now, walked_to, short_of_tokens, cut_short)

@@ -148,17 +148,18 @@ with outcome as materialized (
         (event_id, config_id, number, at, event_created_at, duration_ms, outcome, status, error, answer)
     select h.event_id, h.config_id, h.number, h.at, h.created_at, h.duration_ms, h.outcome, h.status, h.reason, h.answer
     from held as h
+), lost as materialized (
+    select o.* from outcome as o where o.place not in (select h.place from held as h)
 ), logged_without as (
     -- Only what is not held any more may stand there already, from the settle that this one repeats. For all of them,
     -- `on conflict` would cost a second look into the index.
     insert into outbox.attempts
         (event_id, config_id, number, at, event_created_at, duration_ms, outcome, status, error, answer)
-    select o.event_id, o.config_id, o.number, o.at, o.created_at, o.duration_ms, o.outcome, o.status, o.reason, o.answer
-    from outcome as o
-    where o.place not in (select h.place from held as h)
+    select l.event_id, l.config_id, l.number, l.at, l.created_at, l.duration_ms, l.outcome, l.status, l.reason, l.answer
+    from lost as l
     on conflict do nothing
 )
-select h.place from held as h
+select array(select l.place from lost as l), exists (select from following)
 """)
 
 # Release: gives claimed deliveries back, untried. Fenced and ordered like a settle.
@@ -229,11 +230,18 @@ async def claim(
     return Claimed(deliveries, found[0][0] if found else None, reached=reached)
 
 
-async def settle(conn: AsyncConnection, attempts: Sequence[Attempt]) -> list[Attempt]:
-    """Record finished tries, each once, however often it is repeated.
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a settle did."""
 
-    Returns those whose lease was lost: they changed no delivery.
-    """
+    lost: list[Attempt]
+    """Those whose lease was lost: they changed no delivery."""
+    freed: bool
+    """Whether a later change of the same record may go now."""
+
+
+async def settle(conn: AsyncConnection, attempts: Sequence[Attempt]) -> Settled:
+    """Record finished tries, each once, however often it is repeated."""
     deliveries = [attempt.delivery for attempt in attempts]
     outcomes = [attempt.outcome for attempt in attempts]
     columns = {
@@ -250,8 +258,9 @@ async def settle(conn: AsyncConnection, attempts: Sequence[Attempt]) -> list[Att
         "created": _times(delivery.event_created_at for delivery in deliveries),
     }
     cursor = await conn.execute(_SETTLE, columns)
-    settled = {place for (place,) in await cursor.fetchall()}
-    return [attempt for place, attempt in enumerate(attempts, start=1) if place not in settled]
+    row = await cursor.fetchone()
+    lost, freed = row or ([], False)
+    return Settled([attempts[place - 1] for place in lost], freed)
 
 
 async def release(conn: AsyncConnection, deliveries: Iterable[Delivery], *, after: float = 0) -> int:

@@ -9,11 +9,13 @@ import psycopg
 import pytest
 
 from outbox.core.lane import Held
-from outbox.core.model import Delivery
-from outbox.daemon import claimer as claimer_module
+from outbox.core.model import Attempt, Delivered, Delivery
+from outbox.daemon import rest as rest_module
 from tests.daemons import add_config, add_contacts, attach_contacts, dispatching, owed
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+MORE_THAN_ROOM = 40
+"""Deliveries of one config: more than a route leases of one of whom nothing is known."""
 
 
 @pytest.fixture
@@ -48,8 +50,8 @@ async def test_what_a_route_leaves_behind_a_claim_is_looked_at_again(contacts: p
         await claimer.connect()
         claiming = asyncio.create_task(claimer.claim())
         await asyncio.sleep(0)  # it waits for the answer now
-        add_config(contacts, "http://127.0.0.1:9/", strict_order="hold")  # what is owed to it is not leased at once
-        add_contacts(contacts, 1, 1)
+        add_config(contacts, "http://127.0.0.1:9/")
+        add_contacts(contacts, 1, MORE_THAN_ROOM)
         await fetcher._router.look(await fetcher._link.connection())  # noqa: SLF001
         await claiming
         assert claimer.is_owed
@@ -61,18 +63,50 @@ async def test_a_claim_that_found_nothing_rests_unless_a_route_leaves_something_
     contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beside traffic that is leased as it is routed, each claim would find nothing, a hundred times a second."""
-    monkeypatch.setattr(claimer_module, "NOTHING_DUE_SECONDS", 3600.0)
+    monkeypatch.setattr(rest_module, "NOTHING_DUE_SECONDS", 3600.0)
     async with dispatching(db, poll_interval=7200.0) as dispatcher:
         fetcher = dispatcher._fetcher  # noqa: SLF001
         claimer = fetcher._claimer  # noqa: SLF001
         await claimer.claim()
         assert not claimer.is_possible
-        add_config(contacts, "http://127.0.0.1:9/", strict_order="hold")  # what is owed to it is not leased at once
-        add_contacts(contacts, 1, 1)
+        add_config(contacts, "http://127.0.0.1:9/")
+        add_contacts(contacts, 1, MORE_THAN_ROOM)
         await fetcher._router.look(await fetcher._link.connection())  # noqa: SLF001
         assert claimer.not_before < time.monotonic() + 60
         await asyncio.sleep(max(0.0, claimer.not_before - time.monotonic()))
         assert claimer.is_possible
+
+
+async def test_a_claim_of_governed_configs_that_found_nothing_rests_unless_something_of_theirs_falls_due(
+    contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the traffic of others, each would find nothing. A route ends the rest, or a settle that frees a change."""
+    monkeypatch.setattr(rest_module, "NOTHING_DUE_SECONDS", 3600.0)
+    add_config(contacts, "http://127.0.0.1:9/", strict_order="hold")
+    async with dispatching(db, poll_interval=7200.0) as dispatcher:
+        fetcher, settler = dispatcher._fetcher, dispatcher._settler  # noqa: SLF001
+        claimer, conn = fetcher._governed_claimer, await fetcher._link.connection()  # noqa: SLF001
+        monkeypatch.setattr(fetcher._intake, "_start_senders", lambda: None)  # noqa: SLF001
+        await claimer.prepare(conn)
+
+        async def claim() -> list[Delivery]:
+            await asyncio.sleep(min(1.0, max(0.0, claimer.not_before - time.monotonic())))
+            await claimer.claim(conn)
+            return [held.delivery for held in dispatcher._buffer.withdraw()]  # noqa: SLF001
+
+        assert await claim() == []
+        assert claimer.not_before > time.monotonic() + 60
+        add_contacts(contacts, 1, 1)
+        contacts.execute("update contacts set name = 'b'")
+        await fetcher._router.look(conn)  # noqa: SLF001
+        [first] = await claim()
+        assert await claim() == []
+        assert claimer.not_before > time.monotonic() + 60
+        settler.add(Attempt(first, Delivered(), 200, b"", 5, dt.datetime.now(dt.UTC)))
+        await settler._settle(await settler._link.connection())  # noqa: SLF001
+        [second] = await claim()
+        assert (second.type, second.resource) == ("UPDATE", "contact")
+        assert not claimer.is_owed
 
 
 async def test_what_is_fetched_after_the_stop_is_given_back(contacts: psycopg.Connection, db: str) -> None:

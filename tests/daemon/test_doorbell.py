@@ -8,7 +8,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from outbox.core import marks
-from outbox.daemon import claimer as claimer_module
+from outbox.daemon import rest as rest_module
 from outbox.daemon import router as router_module
 from outbox.daemon.dispatcher import Dispatcher
 from outbox.daemon.doorbell import LATE_LOOKS
@@ -94,7 +94,7 @@ async def test_nothing_is_looked_for_after_the_raising_where_no_number_is_missin
     contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch, routes: list[int]
 ) -> None:
     """A capture takes its number before it looks at the doorbell: who comes after the last one rings."""
-    monkeypatch.setattr(claimer_module, "NOTHING_DUE_SECONDS", A_LONG_TIME)
+    monkeypatch.setattr(rest_module, "NOTHING_DUE_SECONDS", A_LONG_TIME)
     monkeypatch.setattr(router_module, "QUIET_SECONDS", A_LONG_TIME)
     async with dispatching(db, poll_interval=A_LONG_TIME) as dispatcher:
         fetcher, conn = await knowing_all(dispatcher, contacts)
@@ -133,7 +133,7 @@ async def test_who_captured_before_the_raising_and_commits_after_the_look_is_fou
     commits: bool,
 ) -> None:
     """It rings for nobody, and shows only as a number that is missing. One that was rolled back is forgotten."""
-    monkeypatch.setattr(claimer_module, "NOTHING_DUE_SECONDS", A_LONG_TIME)
+    monkeypatch.setattr(rest_module, "NOTHING_DUE_SECONDS", A_LONG_TIME)
     monkeypatch.setattr(router_module, "QUIET_SECONDS", A_LONG_TIME)
     async with dispatching(db, poll_interval=A_LONG_TIME) as dispatcher:
         fetcher, conn = await knowing_all(dispatcher, contacts)
@@ -224,7 +224,7 @@ async def test_where_nobody_hears_the_doorbell_one_find_leads_to_the_next_look(
     contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Behind a pooler: who is busy looks often, who has found nothing for long polls."""
-    monkeypatch.setattr(claimer_module, "NOTHING_DUE_SECONDS", A_LONG_TIME)
+    monkeypatch.setattr(rest_module, "NOTHING_DUE_SECONDS", A_LONG_TIME)
     async with dispatching(db, poll_interval=A_LONG_TIME, pooling=Pooling.TRANSACTION) as dispatcher:
         fetcher = dispatcher._fetcher  # noqa: SLF001
         conn = await fetcher._link.connection()  # noqa: SLF001

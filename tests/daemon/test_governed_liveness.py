@@ -1,8 +1,10 @@
 """A record that is blocked costs its config's other records nothing."""
 
 import asyncio
+from typing import Any
 
 import psycopg
+import pytest
 
 from outbox.daemon.dispatcher import Dispatcher
 from outbox.daemon.outage import Outage
@@ -11,7 +13,7 @@ from outbox.http.sender import Sender
 from outbox.postgres.governed import LOOKED_AT
 from outbox.secrets import SecretBox
 from outbox.settings import Settings
-from tests.daemons import add_config, attach_contacts, make_due, until_empty
+from tests.daemons import add_config, attach_contacts, eventually, make_due, running, until_empty
 from tests.receiver import Receiver, Status
 
 
@@ -38,11 +40,31 @@ async def test_a_long_line_behind_a_dead_change_holds_no_other_record(conn: psyc
         assert [each.data["id"] for each in receiver.requests] == [1, 2]
 
 
+@pytest.mark.parametrize("fields", [{"rate_limit": 4}, {"strict_order": "hold"}], ids=["paced", "in order"])
+async def test_what_waits_for_its_turn_does_not_wait_for_the_poll(
+    conn: psycopg.Connection, db: str, fields: dict[str, Any]
+) -> None:
+    """Or who polls seldom would get a second's worth, or one change of a record, in each interval."""
+    attach_contacts(conn)
+    with Receiver() as receiver:
+        add_config(conn, receiver.url, **fields)
+        for number in range(10):
+            conn.execute(
+                "insert into contacts (id, name) values (1, %s) on conflict (id) do update set name = excluded.name",
+                [str(number)],
+            )
+        async with running(db, poll_interval=3600.0):
+            await eventually(lambda: len(receiver.requests) == 10)
+        names = [each.data["name"] for each in receiver.requests]
+        assert "rate_limit" in fields or names == sorted(names)
+
+
 async def test_once_nothing_is_governed_nothing_is_waited_for(db: str) -> None:
     """What the last look at governed configs left open keeps nobody from ending, or from sleeping."""
     settings = Settings(dsn=db)
     async with Sender.of(settings) as sender, asyncio.timeout(30):
         dispatcher = Dispatcher(settings, sender, Targets(SecretBox(())), Outage())
         fetcher = dispatcher._fetcher  # noqa: SLF001 - the moment in between is not to be had from outside
-        fetcher._governed_is_owed = fetcher._is_short_of_tokens = True  # noqa: SLF001
+        claimer = fetcher._governed_claimer  # noqa: SLF001
+        claimer._is_behind = claimer._is_short_of_tokens = True  # noqa: SLF001
         await dispatcher.run(until_empty=True)

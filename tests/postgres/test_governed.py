@@ -3,6 +3,7 @@
 import datetime as dt
 import re
 from collections.abc import AsyncIterator
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -44,8 +45,10 @@ async def claim(conn: psycopg.AsyncConnection, *, slots: int = 100, room: int = 
     ).deliveries
 
 
-async def settle(conn: psycopg.AsyncConnection, delivery: Delivery, outcome: Outcome) -> None:
-    assert not await queue.settle(conn, [Attempt(delivery, outcome, 200, b"", 5, dt.datetime.now(dt.UTC))])
+async def settle(conn: psycopg.AsyncConnection, delivery: Delivery, outcome: Outcome) -> bool:
+    settled = await queue.settle(conn, [Attempt(delivery, outcome, 200, b"", 5, dt.datetime.now(dt.UTC))])
+    assert not settled.lost
+    return settled.freed
 
 
 def change(conn: psycopg.Connection, *names: str, record: int = 1) -> None:
@@ -101,15 +104,40 @@ async def test_the_changes_of_a_record_go_one_after_the_other(
     assert names(first) == ["a", "x"]
     assert await claim(aconn) == []
     one = next(each for each in first if each.data and '"id":1' in each.data)
-    await settle(aconn, one, Retry(300, "status 500"))
+    assert not await settle(aconn, one, Retry(300, "status 500"))
     contacts.execute("update outbox.deliveries set due_at = now() where event_id = %s", [one.event_id])
     [again] = await claim(aconn)
     assert (names([again]), again.attempt) == (["a"], 2)
-    await settle(aconn, again, Delivered())
+    assert await settle(aconn, again, Delivered())
     [second] = await claim(aconn)
     assert (names([second]), second.attempt, second.attempts_uncounted) == (["b"], 1, 0)
     await settle(aconn, second, Delivered())
-    assert names(await claim(aconn)) == ["c"]
+    [third] = await claim(aconn)
+    assert names([third]) == ["c"]
+    assert not await settle(aconn, third, Delivered())
+
+
+@pytest.mark.parametrize(
+    ("fields", "room", "expected"),
+    [
+        ({"strict_order": "hold"}, 3, "all"),
+        ({"strict_order": "hold"}, 2, "cut short"),
+        ({"rate_limit": 2}, 9, "cut short"),
+        ({"rate_limit": 3}, 9, "all"),
+        ({"circuit_opened_at": "now"}, 9, "cut short"),
+    ],
+)
+async def test_a_claim_tells_whether_there_may_be_more_of_a_config(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection, fields: dict[str, Any], room: int, expected: str
+) -> None:
+    """Where it got all that it was allowed: only then is there anything to look for again."""
+    add_config(contacts, URL, **fields)
+    for record in (1, 2):
+        change(contacts, "a", record=record)
+    await route(aconn)
+    await governed.prepare(aconn)
+    found = await governed.claim_governed(aconn, after=UUID(int=0), slots=9, room=room, rooms={}, lease=60)
+    assert found.cut_short is (expected == "cut short")
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("release", ["b"]), ("hold", [])])

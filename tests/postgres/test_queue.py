@@ -52,7 +52,8 @@ async def claim(conn: psycopg.AsyncConnection, slots: int = 100, room: int = 10)
 
 
 async def settle(conn: psycopg.AsyncConnection, delivery: Delivery, outcome: Outcome) -> int:
-    return len(await queue.settle(conn, [Attempt(delivery, outcome, 200, b"ok\0", 5, dt.datetime.now(dt.UTC))]))
+    attempt = Attempt(delivery, outcome, 200, b"ok\0", 5, dt.datetime.now(dt.UTC))
+    return len((await queue.settle(conn, [attempt])).lost)
 
 
 def owed(conn: psycopg.Connection) -> list[tuple[str, int]]:
@@ -337,7 +338,7 @@ async def test_what_a_try_brought_is_kept_to_the_letter(
     at = dt.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=dt.timezone(dt.timedelta(hours=5, minutes=45)))
     retry = Retry(300, 'status 500: \ud800 "\\')
     attempts = [Attempt(each, retry, 500, answer, 5, at) for each, answer in zip(leased, answers, strict=True)]
-    assert not await queue.settle(aconn, attempts)
+    assert not (await queue.settle(aconn, attempts)).lost
     kept = contacts.execute(
         "select answer, error, at, event_created_at from outbox.attempts order by event_id"
     ).fetchall()

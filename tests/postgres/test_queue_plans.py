@@ -160,7 +160,7 @@ async def test_a_claim_reads_little_of_what_was_delivered_while_somebody_holds_a
             )
             reached |= found.reached
             tries = [Attempt(each, Delivered(), 200, b"", 5, dt.datetime.now(dt.UTC)) for each in found.deliveries]
-            assert await queue.settle(daemons.conn, tries) == []
+            assert (await queue.settle(daemons.conn, tries)).lost == []
         pages = []
         for marks in ({}, reached):
             await daemons.conn.execute("begin")
@@ -179,7 +179,7 @@ async def test_a_settle_finds_each_delivery_by_its_key(daemons: Daemons) -> None
     claimed = await claim(daemons.conn)
     tries = [Attempt(each, Delivered(), 200, b"ok", 5, dt.datetime.now(dt.UTC)) for each in claimed]
     await daemons.conn.execute("begin")
-    assert await queue.settle(daemons.conn, tries) == []
+    assert (await queue.settle(daemons.conn, tries)).lost == []
     await daemons.conn.execute("rollback")
     read = await daemons.read_again()
     assert "deliveries_pkey" in read.indexes, read.plan
