@@ -28,8 +28,8 @@ class Claimer:
         self._tally = tally
         self._rest = Rest(GATHER_TIMES, most=poll_interval)
         self._cursor = NO_CONFIG
-        self.is_behind = False
-        """Whether the last claim was put off, or did not come to the last config."""
+        self.is_behind = True
+        """Whether something may be due since the last claim, or that did not come to the last config."""
         self.is_flooded = False
         """Whether more is captured for those that are in hand than they can take: what they want, the routes bring."""
 

@@ -105,7 +105,9 @@ class Fetcher:
         self._until_empty = until_empty
         patience = Patience()
         while not self._stopping:
-            self._wake.clear()
+            if self._wake.is_set():
+                self._wake.clear()
+                self._claimer.is_behind = self._governed_claimer.is_behind = True
             self._looked_with_nothing_in_hand = False
             if self._settler.is_late:
                 # What is not written down could be claimed once more: first the settle, then the next claim.
@@ -148,8 +150,6 @@ class Fetcher:
             await self._recheck(conn, now)
         more |= await self._governed_claimer.claim(conn)
         may_claim = self._claimer.is_possible
-        if not may_claim:
-            self._claimer.is_behind = True
         if may_claim or self._router.may_overtake:
             more |= await self._look_meanwhile(conn, may_claim=may_claim)
         self._start_senders()

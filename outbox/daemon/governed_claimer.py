@@ -25,13 +25,14 @@ class GovernedClaimer:
         self._rest = Rest(GATHER_TIMES, most=poll_interval)
         self._after = NO_CONFIG
         self._are_some = False
-        self._is_behind = False
+        self.is_behind = True
+        """Whether something may be due since the last claim, or was left by it."""
         self._is_short_of_tokens = False
 
     @property
     def is_owed(self) -> bool:
         """Whether something may be due that was not looked at, or only waits for a rate limit."""
-        return self._are_some and (self._is_behind or self._rest.is_overtaken or self._is_short_of_tokens)
+        return self._are_some and (self.is_behind or self._rest.is_overtaken or self._is_short_of_tokens)
 
     @property
     def not_before(self) -> float:
@@ -58,7 +59,6 @@ class GovernedClaimer:
         # A share, before the common claim: each must leave something to the other.
         slots = -(-self._intake.slots // GOVERNED_SHARE)
         if slots == 0 or now < self.not_before:
-            self._is_behind = True
             return False
         rooms, room = self._intake.rooms()
         self._rest.claim_begins()
@@ -67,7 +67,7 @@ class GovernedClaimer:
         )
         was_in_the_middle, self._after = self._after != NO_CONFIG, found.walked_to or NO_CONFIG
         self._is_short_of_tokens = found.short_of_tokens
-        self._is_behind = found.cut_short or len(found.deliveries) == slots or was_in_the_middle
+        self.is_behind = found.cut_short or len(found.deliveries) == slots or was_in_the_middle
         if found.walked_to is None:
             self._rest.claimed_all(found=bool(found.deliveries) or found.cut_short)
         await self._intake.admit(conn, found, now)

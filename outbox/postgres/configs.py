@@ -13,6 +13,7 @@ from psycopg.rows import class_row
 from outbox.core.config_rules import FIELDS, Value
 from outbox.core.model import PostbackConfig
 from outbox.errors import OutboxError
+from outbox.postgres.routing import ring
 from outbox.secrets import SecretBox
 
 _COLUMNS = sql.SQL(", ").join(sql.Identifier(field.name) for field in dataclasses.fields(PostbackConfig))
@@ -236,6 +237,7 @@ async def _change(
         changed = await cursor.fetchone()
     if changed is None:
         raise _absent(config_id, await _load_within(conn, config_id, locations))
+    await ring(conn)  # what it is owed may be due now, or wanted no more
     return changed
 
 

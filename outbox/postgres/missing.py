@@ -12,7 +12,8 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from psycopg.sql import SQL
 
-from outbox.postgres.replay import BATCH, RING, SETTINGS, TURN
+from outbox.postgres.replay import BATCH, SETTINGS, TURN
+from outbox.postgres.routing import ring
 
 # Walked in the order of their ids, which is that of capture: the key's index has it in each day, the days outside of
 # the times are not looked at, and the next batch begins where this one ended. Of the tempting `where resource = …
@@ -140,7 +141,7 @@ async def batches(
         assert row is not None  # noqa: S101 - it always has one
         walked, found, done, last_walked, last_found = row
         if done and not dry_run:
-            await conn.execute(RING)
+            await ring(conn)
         yield done
         if found == most:
             asked["after"] = last_found

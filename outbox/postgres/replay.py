@@ -12,6 +12,7 @@ from psycopg import AsyncConnection
 from psycopg.sql import SQL
 
 from outbox.postgres.history import now
+from outbox.postgres.routing import ring
 from outbox.postgres.selection import Filter, Position, State, selection
 
 REPLAYABLE = (State.DELIVERED, State.DEAD)
@@ -112,8 +113,6 @@ select set_config('jit', 'off', true), set_config('enable_hashjoin', 'off', true
 # that its delivery is owed again, was delivered meanwhile and is gone: no key would conflict, and it went out twice.
 TURN: LiteralString = "select pg_advisory_xact_lock(hashtextextended('outbox.replay', 0))"
 
-RING: LiteralString = "select pg_notify('outbox', '')"
-
 _COUNT_DEAD = """
 select count(*) from outbox.postback_configs as c
 cross join lateral (
@@ -186,7 +185,7 @@ async def batches(
                 done = await _batch(conn, scope, state, size, after, dry_run=dry_run)
                 if done.count and not dry_run:
                     # A hint for a daemon that sleeps long; it would find them at its next poll as well.
-                    await conn.execute(RING)
+                    await ring(conn)
                 yield done.count
                 if done.looked_at < size:
                     break

@@ -235,3 +235,8 @@ async def raise_doorbell(conn: AsyncConnection) -> int | None:
     cursor = await conn.execute(_RAISE_DOORBELL)
     row = await cursor.fetchone()
     return int(row[0]) if row else None
+
+
+async def ring(conn: AsyncConnection) -> None:
+    """Wake the daemons, with the commit: for what falls due without being captured."""
+    await conn.execute("select pg_notify('outbox', '')")

@@ -109,6 +109,21 @@ async def test_a_claim_of_governed_configs_that_found_nothing_rests_unless_somet
         assert not claimer.is_owed
 
 
+async def test_no_claim_that_rests_is_owed_for_the_sake_of_another(
+    contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else two of them, each put off when it is the other's turn, would keep a daemon awake that has nothing to do."""
+    monkeypatch.setattr(rest_module, "NOTHING_DUE_SECONDS", 3600.0)
+    add_config(contacts, "http://127.0.0.1:9/", strict_order="hold")
+    async with dispatching(db, poll_interval=7200.0) as dispatcher:
+        fetcher = dispatcher._fetcher  # noqa: SLF001
+        conn = await fetcher._link.connection()  # noqa: SLF001
+        await fetcher._turn(conn)  # noqa: SLF001 - both claim, and rest
+        await fetcher._turn(conn)  # noqa: SLF001 - neither may claim
+        assert not fetcher._claimer.is_owed  # noqa: SLF001
+        assert not fetcher._governed_claimer.is_owed  # noqa: SLF001
+
+
 async def test_what_is_fetched_after_the_stop_is_given_back(contacts: psycopg.Connection, db: str) -> None:
     """Nobody would send it any more, and its lease keeps it from the other daemons."""
     add_config(contacts, "http://127.0.0.1:9/")

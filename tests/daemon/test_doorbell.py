@@ -13,7 +13,8 @@ from outbox.daemon import router as router_module
 from outbox.daemon.dispatcher import Dispatcher
 from outbox.daemon.doorbell import LATE_LOOKS
 from outbox.daemon.fetcher import Fetcher
-from outbox.postgres import routing
+from outbox.postgres import configs, routing
+from outbox.secrets import SecretBox
 from outbox.settings import Pooling
 from tests.daemons import (
     add_config,
@@ -265,6 +266,28 @@ async def test_what_a_settle_leaves_due_is_not_left_to_a_poll(contacts: psycopg.
             await eventually(lambda: doorbell_is_up(contacts))
             add_contacts(contacts, 1, 1)
             await receiver.wait_for_async(1, path="/watch")
+
+
+@pytest.mark.parametrize("held_by", ["a pause", "its circuit"])
+async def test_who_lets_a_config_send_wakes_the_daemon(contacts: psycopg.Connection, db: str, held_by: str) -> None:
+    """What it is owed falls due by that, and nothing is captured that would ring."""
+    field = "paused_at" if held_by == "a pause" else "circuit_opened_at"
+    with Receiver() as receiver:
+        config = add_config(contacts, receiver.url, **{field: "now"})
+        contacts.execute(
+            "insert into outbox.config_state (config_id, probe_at) values (%s, now() + interval '4 minutes')", [config]
+        )
+        async with running(db, poll_interval=A_LONG_TIME), await psycopg.AsyncConnection.connect(db) as conn:
+            await eventually(lambda: doorbell_is_up(contacts))
+            add_contacts(contacts, 1, 1)
+            await eventually(lambda: bool(owed(contacts)) and doorbell_is_up(contacts))
+            await asyncio.sleep(2 * max(LATE_LOOKS))  # the daemon has done all that it does unasked
+            if held_by == "a pause":
+                await configs.resume(conn, config)
+            else:
+                await configs.edit(conn, config, {"is_active": True}, SecretBox(()))
+            await conn.commit()
+            await receiver.wait_for_async(1)
 
 
 async def test_one_change_is_looked_for_once(

@@ -66,5 +66,5 @@ async def test_once_nothing_is_governed_nothing_is_waited_for(db: str) -> None:
         dispatcher = Dispatcher(settings, sender, Targets(SecretBox(())), Outage())
         fetcher = dispatcher._fetcher  # noqa: SLF001 - the moment in between is not to be had from outside
         claimer = fetcher._governed_claimer  # noqa: SLF001
-        claimer._is_behind = claimer._is_short_of_tokens = True  # noqa: SLF001
+        claimer.is_behind = claimer._is_short_of_tokens = True  # noqa: SLF001
         await dispatcher.run(until_empty=True)
