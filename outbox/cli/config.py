@@ -1,5 +1,6 @@
 """`outbox config …`: subscriptions, as commands. What a config may hold is decided in core/config_rules.py."""
 
+import datetime as dt
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ from psycopg import AsyncConnection
 from outbox import __version__
 from outbox.cli import options, plain
 from outbox.core import postback, signing
-from outbox.core.config_document import to_document
+from outbox.core.config_document import FLAGS, to_document
 from outbox.core.config_rules import FIELDS, Value, validate
 from outbox.core.model import Answer, Delivered, EventType, Failure, PostbackConfig
 from outbox.core.outcome import judge
@@ -341,7 +342,14 @@ def _print(subscription: PostbackConfig, *, as_json: bool) -> None:
         "location_id": _location(subscription),
         "basic_auth": "no" if subscription.basic_auth_username is None else "yes",
     }
-    plain.print_fields([(name, plain.cell(value)) for name, value in document.items()])
+    plain.print_fields([(name, plain.cell(_for_people(name, value))) for name, value in document.items()])
+
+
+def _for_people(name: str, value: object) -> object:
+    """Return a field of the API's form as a time or a yes, if it is one."""
+    if isinstance(value, int) and name.endswith("_ts"):
+        return dt.datetime.fromtimestamp(value, dt.UTC)
+    return value == "1" if name in FLAGS else value
 
 
 def _row(subscription: PostbackConfig) -> tuple[str, ...]:

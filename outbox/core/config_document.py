@@ -13,6 +13,9 @@ TROUBLES: Mapping[str, str] = {
 }
 """What is said of a config in trouble, and what it means; null for all others."""
 
+FLAGS = ("on_create", "on_update", "on_delete", "is_active", "paused", "signed")
+"""What is a "1" or a "0" there."""
+
 
 def to_document(config: PostbackConfig) -> dict[str, str | int | None]:
     """Return the config in the API's form: booleans are "1" and "0", times epoch seconds.

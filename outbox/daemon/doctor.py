@@ -205,7 +205,7 @@ async def credentials(settings: Settings, conn: psycopg.AsyncConnection) -> list
             )
         ]  # fmt: skip
     if configs:
-        return [Finding("secrets", OK, f"OUTBOX_SECRET_KEY reads the secrets of {len(configs)} configs.")]
+        return [Finding("secrets", OK, f"OUTBOX_SECRET_KEY reads what configs keep secret: {len(configs)}.")]
     return [Finding("secrets", OK, "No config keeps secrets.")]
 
 

@@ -1,6 +1,7 @@
 """`outbox config …` as people run it: the real command in a process of its own."""
 
 import base64
+import datetime as dt
 import json
 import os
 import pty
@@ -79,7 +80,10 @@ def test_what_is_added_can_be_shown_listed_and_edited(outbox: Run) -> None:
     assert heading.split() == ["ID", "LOCATION", "RESOURCE", "EVENTS", "STATE", "TRIES", "URL"]
     assert row.index("contact") == heading.index("RESOURCE")
     assert row.index("inactive") == heading.index("STATE")
-    assert ["basic_auth", "no"] in [line.split() for line in outbox("show", config_id).stdout.splitlines()]
+    shown = [line.split(maxsplit=1) for line in outbox("show", config_id).stdout.splitlines()]
+    created = dt.datetime.fromtimestamp(added["created_ts"], dt.UTC)
+    for field in (["basic_auth", "no"], ["on_delete", "yes"], ["is_active", "no"], ["created_ts", f"{created:%F %TZ}"]):
+        assert field in shown
 
 
 def test_all_that_is_wrong_is_told_at_once_and_nothing_is_stored(outbox: Run, conn: psycopg.Connection) -> None:
