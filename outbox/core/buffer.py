@@ -260,16 +260,28 @@ class Buffer:
         return self._resume_at >= 0 and self.in_hand <= self._resume_at
 
     def note(
-        self, claimed: Iterable[UUID], *, rooms: Mapping[UUID, int], room: int, all_taken: bool, full: bool
+        self,
+        claimed: Iterable[UUID],
+        *,
+        rooms: Mapping[UUID, int],
+        room: int,
+        all_taken: bool,
+        governed: bool,
+        full: bool,
     ) -> None:
         """Remember what a claim left.
 
         `claimed`: the config of each delivery. `rooms` and `room` are what the claim was given: who got all of his is
-        owed more, perhaps. `all_taken`: who got less is owed no more. `full`: there are no slots for another claim.
+        owed more, perhaps. `all_taken`: who got less is owed no more. `governed`: it was a claim of governed configs,
+        of which no other says anything. `full`: there are no slots for another claim.
         """
         taken = Counter(claimed)
         for config_id, lane in self._lanes.items():
             given = rooms.get(config_id, room)
+            if taken[config_id]:
+                lane.is_governed = governed
+            if lane.is_governed is not governed:
+                continue
             if taken[config_id] >= given:
                 lane.more = True
             elif all_taken:

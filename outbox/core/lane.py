@@ -59,6 +59,8 @@ class Lane:
     """Whether it had its turn, could not start, and waits for a slot."""
     allowance: int = 0
     """How many it may have in hand, as it was asked for last."""
+    is_governed: bool = False
+    """Whether what it has in hand came from a claim of governed configs."""
     more: bool = False
     """Whether it may be owed more than it was given last."""
 

@@ -1,5 +1,6 @@
 """Claim: takes what is due, fair over the configs, on a connection of its own, so that no route waits for it."""
 
+import math
 import time
 from uuid import UUID
 
@@ -39,9 +40,9 @@ class Claimer:
         return self.is_behind or self._rest.is_overtaken
 
     @property
-    def not_before(self) -> float:
-        """Until when a claim is put off, on the monotonic clock."""
-        return self._rest.ends
+    def next_look(self) -> float:
+        """When to look though nothing rings, on the monotonic clock."""
+        return self._rest.ends if self.is_owed else math.inf
 
     def look_at_once(self) -> None:
         """Let the next claim not be put off."""
@@ -55,7 +56,7 @@ class Claimer:
     def is_possible(self) -> bool:
         """Whether there is a slot, and no pause, unless much is wanted."""
         is_urgent = self._intake.is_hungry and not self.is_flooded
-        return not self._intake.is_full and (is_urgent or time.monotonic() >= self.not_before)
+        return not self._intake.is_full and (is_urgent or time.monotonic() >= self._rest.ends)
 
     async def connect(self) -> psycopg.AsyncConnection:
         """Return the connection, opened if need be: before there is a claim that routes run beside."""

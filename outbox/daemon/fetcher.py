@@ -218,7 +218,9 @@ class Fetcher:
     def _until_next_look(self) -> float:
         looks = [] if self._router.next_look is None else [self._router.next_look]
         if not self._intake.is_full:
-            looks += [each.not_before for each in (self._claimer, self._governed_claimer) if each.is_owed]
+            looks += [self._claimer.next_look, self._governed_claimer.next_look]
+        if self._governed_claimer.is_in_doubt:
+            looks.append(self._recheck_at)
         return min(self._poll_interval, max(0.0, min(looks, default=math.inf) - time.monotonic()))
 
     async def _rest(self, seconds: float) -> None:

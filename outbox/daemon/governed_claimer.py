@@ -1,5 +1,6 @@
 """Claim of governed configs, those with strict order, a rate limit or an open circuit: each by its own rules."""
 
+import math
 import time
 
 import psycopg
@@ -8,6 +9,7 @@ from outbox.daemon.claimer import NO_CONFIG
 from outbox.daemon.intake import Intake
 from outbox.daemon.rest import Rest
 from outbox.postgres import governed
+from outbox.postgres.governed import Governed
 
 GOVERNED_SHARE = 4
 """Governed configs may be given one in so many of the free slots by each claim."""
@@ -27,17 +29,31 @@ class GovernedClaimer:
         self._are_some = False
         self.is_behind = True
         """Whether something may be due since the last claim, or was left by it."""
-        self._is_short_of_tokens = False
+        self._refilled_at = math.inf
+        self._parked_until = math.inf
 
     @property
     def is_owed(self) -> bool:
         """Whether something may be due that was not looked at, or only waits for a rate limit."""
-        return self._are_some and (self.is_behind or self._rest.is_overtaken or self._is_short_of_tokens)
+        return self._are_some and (self._is_anything_left or self._refilled_at < math.inf)
 
     @property
-    def not_before(self) -> float:
-        """Until when a claim is put off, on the monotonic clock."""
-        return self._rest.ends
+    def _is_anything_left(self) -> bool:
+        return self.is_behind or self._rest.is_overtaken
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether a route left something for a config that may be governed, and none was known to be."""
+        return self._rest.is_overtaken and not self._are_some
+
+    @property
+    def next_look(self) -> float:
+        """When to look though nothing rings, on the monotonic clock."""
+        if not self._are_some:
+            return math.inf
+        if self._is_anything_left:
+            return self._rest.ends
+        return self._rest.put_off(min(self._refilled_at, self._parked_until))
 
     def look_at_once(self) -> None:
         """Let the next claim not be put off."""
@@ -50,6 +66,7 @@ class GovernedClaimer:
     async def prepare(self, conn: psycopg.AsyncConnection) -> None:
         """Learn whether there are any."""
         self._are_some = await governed.prepare(conn)
+        self._rest.is_overtaken &= self._are_some
 
     async def claim(self, conn: psycopg.AsyncConnection) -> bool:
         """Claim what is due of some of them; returns whether to go on with the others at once."""
@@ -58,18 +75,27 @@ class GovernedClaimer:
         now = time.monotonic()
         # A share, before the common claim: each must leave something to the other.
         slots = -(-self._intake.slots // GOVERNED_SHARE)
-        if slots == 0 or now < self.not_before:
+        if slots == 0 or now < self._rest.ends:
             return False
         rooms, room = self._intake.rooms()
         self._rest.claim_begins()
         found = await governed.claim_governed(
             conn, after=self._after, slots=slots, room=room, rooms=rooms, lease=self._intake.lease
         )
-        was_in_the_middle, self._after = self._after != NO_CONFIG, found.walked_to or NO_CONFIG
-        self._is_short_of_tokens = found.short_of_tokens
-        self.is_behind = found.cut_short or len(found.deliveries) == slots or was_in_the_middle
-        if found.walked_to is None:
-            self._rest.claimed_all(found=bool(found.deliveries) or found.cut_short)
+        self._note(found, now, slots=slots)
         await self._intake.admit(conn, found, now)
-        self._intake.note(found, rooms=rooms, room=room)
+        self._intake.note(found, rooms=rooms, room=room, governed=True)
         return found.walked_to is not None
+
+    def _note(self, found: Governed, now: float, *, slots: int) -> None:
+        """Remember what was left, and when to look at it."""
+        was_in_the_middle, self._after = self._after != NO_CONFIG, found.walked_to or NO_CONFIG
+        self.is_behind = found.cut_short or len(found.deliveries) == slots or was_in_the_middle
+        self._refilled_at = math.inf if found.refilled_in is None else now + found.refilled_in
+        if self._parked_until <= now:
+            self._parked_until = math.inf
+        if found.parked_for is not None:
+            self._parked_until = min(self._parked_until, now + found.parked_for)
+        if found.walked_to is None:
+            # Where nothing could be done about what was seen, the next claim would see the same.
+            self._rest.claimed_all(found=bool(found.deliveries) or found.parked_for is not None)

@@ -142,10 +142,18 @@ class Intake:
         await asyncio.sleep(0)
         self._buffer.note_lag(time.monotonic() - before)
 
-    def note(self, claimed: Claimed, *, rooms: Mapping[UUID, int], room: int, all_taken: bool = False) -> None:
+    def note(
+        self,
+        claimed: Claimed,
+        *,
+        rooms: Mapping[UUID, int],
+        room: int,
+        all_taken: bool = False,
+        governed: bool = False,
+    ) -> None:
         """Remember what a claim left, or a route; see Buffer.note."""
         config_ids = [each.config_id for each in claimed.deliveries]
-        self._buffer.note(config_ids, rooms=rooms, room=room, all_taken=all_taken, full=self.is_full)
+        self._buffer.note(config_ids, rooms=rooms, room=room, all_taken=all_taken, governed=governed, full=self.is_full)
 
     def _give_back(self, claimed: Claimed) -> None:
         for delivery in claimed.deliveries:

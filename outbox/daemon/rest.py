@@ -26,6 +26,10 @@ class Rest:
         """When, on the monotonic clock."""
         return self._gathers_until if self.is_overtaken else self._rests_until
 
+    def put_off(self, moment: float) -> float:
+        """Return when to look at what falls due at some moment: no sooner than where nothing was found."""
+        return max(moment, self.ends, self._began + min(NOTHING_DUE_SECONDS, self._most))
+
     def end(self) -> None:
         """Let the next claim not be put off."""
         self._gathers_until = self._rests_until = 0.0

@@ -5,6 +5,7 @@ Apart, so that it costs nothing where there are none, and the common claim stays
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import LiteralString
 from uuid import UUID
 
 from psycopg import AsyncConnection
@@ -55,6 +56,13 @@ PARKED_LONGEST = 600.0
 # may be a thousand. The walk over the configs ends where there are enough; the next claim goes on behind them.
 #
 # A clock that was put back: a bucket filled, or a probe put off, in what is now the future, is full, or due.
+_BUCKET: LiteralString = """
+select case
+    when s.refilled_at > now() + interval '1 minute' then c.rate_limit
+    else least(c.rate_limit, s.tokens + c.rate_limit * extract(epoch from now() - s.refilled_at))
+end as tokens
+"""
+
 _CLAIM_GOVERNED = statement(
     """
 with turn as materialized (
@@ -67,12 +75,7 @@ with turn as materialized (
         r.tokens
     from outbox.postback_configs as c
     join outbox.config_state as s on s.config_id = c.id
-    cross join lateral (
-        select case
-            when s.refilled_at > now() + interval '1 minute' then c.rate_limit
-            else least(c.rate_limit, s.tokens + c.rate_limit * extract(epoch from now() - s.refilled_at))
-        end as tokens
-    ) as r
+    cross join lateral ({bucket}) as r
     left join unnest(%(busy)s::uuid[], %(rooms)s::integer[]) as b (id, room) on b.id = c.id
     where c.governed and c.is_active and c.paused_at is null and c.deleted_at is null and c.id > %(after)s
         and case
@@ -191,15 +194,19 @@ with turn as materialized (
 select now(), (
         select t.id from turn as t where (select count(*) from turn) = %(configs)s order by t.id desc limit 1
     ) as walked_to,
-    case when not exists (select from picked) then exists (
-        select from outbox.postback_configs as c
+    case when not exists (select from picked) then (
+        select min((1 - r.tokens) / c.rate_limit)::float8
+        from outbox.postback_configs as c
+        join outbox.config_state as s on s.config_id = c.id
+        cross join lateral ({bucket}) as r
         where c.governed and c.is_active and c.paused_at is null and c.deleted_at is null
-            and c.rate_limit is not null and c.circuit_opened_at is null
+            and c.rate_limit is not null and c.circuit_opened_at is null and r.tokens < 1
             and exists (
                 select from outbox.deliveries as w
                 where w.state = 'pending' and w.config_id = c.id and w.due_at <= now()
             )
-    ) else false end as short_of_tokens,
+    ) end as refilled_in,
+    (select extract(epoch from min(b.wait_until) - now()) from blocked as b)::float8 as parked_for,
     exists (
         select from seen as s group by s.config_id having count(*) >= least(min(s.allowed), %(looked_at)s)
     ) as cut_short,
@@ -211,7 +218,7 @@ left join lateral (
     select e.type, e.resource, e.data, e.expansions, e.traceparent from outbox.events as e
     where e.id = c.event_id and e.created_at = c.event_created_at
 ) as e on true
-""".replace("{id_begins}", ID_BEGINS.replace("{seq}", "min(o.seq)"))
+""".replace("{id_begins}", ID_BEGINS.replace("{seq}", "min(o.seq)")).replace("{bucket}", _BUCKET)
 )
 
 # The rows that a claim locks. One for each config that is governed, and none for the others.
@@ -236,8 +243,10 @@ class Governed(Claimed):
 
     walked_to: UUID | None
     """The last config that was served, where the walk ended before the last of all."""
-    short_of_tokens: bool
-    """Whether something is due that only waits for its config's rate limit."""
+    refilled_in: float | None
+    """Seconds until something that is due may go, where nothing may, by its config's rate limit; None: by no such."""
+    parked_for: float | None
+    """Seconds after which something that was found blocked is due again; None where nothing was found so."""
     cut_short: bool
     """Whether a config may have more that is due than was looked at, or than it was allowed."""
 
@@ -273,6 +282,6 @@ async def claim_governed(
         binary=True,
     )  # fmt: skip
     found = await cursor.fetchall()
-    now, walked_to, short_of_tokens, cut_short = found[0][:4]
-    deliveries = [Delivery._make(row[4:]) for row in found if row[4] is not None]
-    return Governed(deliveries, now, walked_to, short_of_tokens, cut_short)
+    now, walked_to, refilled_in, parked_for, cut_short = found[0][:5]
+    deliveries = [Delivery._make(row[5:]) for row in found if row[5] is not None]
+    return Governed(deliveries, now, walked_to, refilled_in, parked_for, cut_short)

@@ -120,13 +120,14 @@ with outcome as materialized (
         died_at = case when h.outcome = 'dead' then now() end
     from held as h where d.ctid = h.row and h.outcome <> 'delivered'
 ), following as materialized (
-    -- The next change of the same record may go, unless it waits for a retry of its own.
+    -- The next change of the same record may go, unless it waits for a retry of its own. It may be due already: parked
+    -- for less time than this try took, or never seen by a claim. Then there is nothing to write, but somebody to wake.
     --
     -- The tempting `config_id = … and order_key = … and state = 'pending' and event_id > … order by event_id limit 1`
     -- would let a planner that has seen one hot record take the key of the table, and read all later deliveries for a
     -- record that has none. Only one index has the order that is asked for here. Skipping what is locked keeps the
     -- order of the locks: it is being claimed, parked or deleted, and is looked at again soon by itself.
-    select d.row from held as h
+    select d.row, d.is_parked from held as h
     cross join lateral (
         select n.event_id, n.config_id, n.order_key, n.state from outbox.deliveries as n
         where n.order_key is not null
@@ -134,15 +135,15 @@ with outcome as materialized (
         order by n.config_id, n.order_key, n.state, n.event_id limit 1
     ) as n
     cross join lateral (
-        select d.ctid as row from outbox.deliveries as d
+        select d.ctid as row, d.due_at > now() as is_parked from outbox.deliveries as d
         where d.event_id = n.event_id and d.config_id = n.config_id
-            and not d.leased and d.attempts = d.attempts_uncounted and d.due_at > now()
+            and not d.leased and (d.attempts = d.attempts_uncounted or d.due_at <= now())
         for no key update of d skip locked
     ) as d
     where h.order_key is not null and h.outcome <> 'retry'
         and n.config_id = h.config_id and n.order_key = h.order_key and n.state = 'pending'
 ), freed as (
-    update outbox.deliveries as d set due_at = now() from following as f where d.ctid = f.row
+    update outbox.deliveries as d set due_at = now() from following as f where d.ctid = f.row and f.is_parked
 ), logged as (
     insert into outbox.attempts
         (event_id, config_id, number, at, event_created_at, duration_ms, outcome, status, error, answer)

@@ -120,11 +120,24 @@ def test_a_config_that_may_be_owed_more_asks_when_a_quarter_is_done() -> None:
     rooms = buffer.rooms()
     claimed = deliveries(1, 10) + deliveries(2, 3, start=100)
     buffer.put(claimed)
-    buffer.note(configs(claimed), rooms=rooms, room=10, all_taken=True, full=False)
+    buffer.note(configs(claimed), rooms=rooms, room=10, all_taken=True, governed=False, full=False)
     take_all(buffer)
     asked = [buffer.finished(UUID(int=1), timed_out=False) for _ in range(10)]
     assert asked == [False] * 2 + [True] * 8
     assert not any(buffer.finished(UUID(int=2), timed_out=False) for _ in range(3))
+
+
+def test_of_a_governed_config_the_common_claim_says_nothing() -> None:
+    """It does not look at what they are owed: that it came to the last config does not mean that they want no more."""
+    buffer = Buffer(concurrency=100, per_config=2)
+    claimed = deliveries(1, 2)
+    buffer.put(claimed)
+    buffer.note(configs(claimed), rooms={}, room=2, all_taken=False, governed=True, full=False)
+    take_all(buffer)
+    asked = [buffer.finished(UUID(int=1), timed_out=False)]
+    buffer.note([], rooms=buffer.rooms(), room=2, all_taken=True, governed=False, full=False)
+    asked.append(buffer.finished(UUID(int=1), timed_out=False))
+    assert asked == [True, True]
 
 
 def test_a_full_buffer_asks_again_when_half_is_done() -> None:
@@ -132,7 +145,7 @@ def test_a_full_buffer_asks_again_when_half_is_done() -> None:
     buffer = Buffer(concurrency=AHEAD, per_config=1)
     claimed = [each for config in range(2 * AHEAD) for each in deliveries(config, 1, start=config)]
     buffer.put(claimed)
-    buffer.note(configs(claimed), rooms={}, room=5, all_taken=False, full=True)
+    buffer.note(configs(claimed), rooms={}, room=5, all_taken=False, governed=False, full=True)
     assert buffer.slots == 0
     asked = []
     while each := buffer.take():
@@ -217,7 +230,7 @@ def in_flight_at_most(buffer: Buffer, config: int) -> int:
 
 def owes_more(buffer: Buffer, config: int) -> None:
     """Note that a claim gave the config all that it asked for."""
-    buffer.note([UUID(int=config)], rooms={UUID(int=config): 1}, room=100, all_taken=False, full=False)
+    buffer.note([UUID(int=config)], rooms={UUID(int=config): 1}, room=100, all_taken=False, governed=False, full=False)
 
 
 def test_a_config_that_is_owed_much_and_is_quick_has_few_in_flight_while_others_keep_up() -> None:

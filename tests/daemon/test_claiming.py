@@ -72,8 +72,8 @@ async def test_a_claim_that_found_nothing_rests_unless_a_route_leaves_something_
         add_config(contacts, "http://127.0.0.1:9/")
         add_contacts(contacts, 1, MORE_THAN_ROOM)
         await fetcher._router.look(await fetcher._link.connection())  # noqa: SLF001
-        assert claimer.not_before < time.monotonic() + 60
-        await asyncio.sleep(max(0.0, claimer.not_before - time.monotonic()))
+        assert claimer.next_look < time.monotonic() + 60
+        await asyncio.sleep(max(0.0, claimer.next_look - time.monotonic()))
         assert claimer.is_possible
 
 
@@ -90,23 +90,54 @@ async def test_a_claim_of_governed_configs_that_found_nothing_rests_unless_somet
         await claimer.prepare(conn)
 
         async def claim() -> list[Delivery]:
-            await asyncio.sleep(min(1.0, max(0.0, claimer.not_before - time.monotonic())))
+            await asyncio.sleep(min(1.0, max(0.0, claimer.next_look - time.monotonic())))
             await claimer.claim(conn)
             return [held.delivery for held in dispatcher._buffer.withdraw()]  # noqa: SLF001
 
         assert await claim() == []
-        assert claimer.not_before > time.monotonic() + 60
+        assert claimer.next_look > time.monotonic() + 60
         add_contacts(contacts, 1, 1)
         contacts.execute("update contacts set name = 'b'")
         await fetcher._router.look(conn)  # noqa: SLF001
         [first] = await claim()
-        assert await claim() == []
-        assert claimer.not_before > time.monotonic() + 60
         settler.add(Attempt(first, Delivered(), 200, b"", 5, dt.datetime.now(dt.UTC)))
         await settler._settle(await settler._link.connection())  # noqa: SLF001
         [second] = await claim()
         assert (second.type, second.resource) == ("UPDATE", "contact")
         assert not claimer.is_owed
+
+
+async def test_what_can_not_be_claimed_yet_is_not_looked_at_over_and_over(
+    contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another daemon has an earlier change in an uncommitted route: nothing may go, or be parked, and all is due."""
+    monkeypatch.setattr(rest_module, "NOTHING_DUE_SECONDS", 3600.0)
+    add_config(contacts, "http://127.0.0.1:9/", strict_order="hold")
+    add_contacts(contacts, 1, MORE_THAN_ROOM)
+    with psycopg.connect(db) as other:
+        other.execute("select from outbox.outbox order by seq limit 1 for update")
+        async with dispatching(db, poll_interval=7200.0) as dispatcher:
+            fetcher = dispatcher._fetcher  # noqa: SLF001
+            conn = await fetcher._link.connection()  # noqa: SLF001
+            await fetcher._turn(conn)  # noqa: SLF001
+            claimer = fetcher._governed_claimer  # noqa: SLF001
+            assert claimer.is_owed
+            assert claimer.next_look > time.monotonic() + 60
+    assert owed(contacts) == [("pending", 0, False)] * (MORE_THAN_ROOM - 1)
+
+
+async def test_whose_rules_are_new_is_found_when_they_are_learned(contacts: psycopg.Connection, db: str) -> None:
+    """Nobody knew of a governed config when the route left it a change: it does not wait for the poll."""
+    async with dispatching(db, poll_interval=3600.0) as dispatcher:
+        fetcher = dispatcher._fetcher  # noqa: SLF001
+        conn = await fetcher._link.connection()  # noqa: SLF001
+        await fetcher._turn(conn)  # noqa: SLF001
+        add_config(contacts, "http://127.0.0.1:9/", strict_order="hold")
+        add_contacts(contacts, 1, 1)
+        await fetcher._router.look(conn)  # noqa: SLF001
+        await asyncio.sleep(fetcher._until_next_look())  # noqa: SLF001
+        await fetcher._turn(conn)  # noqa: SLF001
+        assert owed(contacts) == [("pending", 1, True)]
 
 
 async def test_no_claim_that_rests_is_owed_for_the_sake_of_another(

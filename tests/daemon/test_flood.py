@@ -230,7 +230,7 @@ async def test_a_turn_with_few_slots_left_by_a_flood_is_followed_by_a_rest(
             assert fetcher._intake.slots == slots  # noqa: SLF001
             await fetcher._turn(conn)  # noqa: SLF001
             assert fetcher._router.is_flooded  # noqa: SLF001
-            assert fetcher._intake.is_full or fetcher._claimer.not_before > 0  # noqa: SLF001
+            assert fetcher._intake.is_full or fetcher._claimer.next_look > 0  # noqa: SLF001
 
 
 async def test_a_change_is_sent_before_the_flood_that_it_stands_behind(

@@ -7,13 +7,23 @@ import psycopg
 import pytest
 
 from outbox.daemon.dispatcher import Dispatcher
+from outbox.daemon.doorbell import LATE_LOOKS
 from outbox.daemon.outage import Outage
 from outbox.daemon.targets import Targets
 from outbox.http.sender import Sender
 from outbox.postgres.governed import LOOKED_AT
 from outbox.secrets import SecretBox
 from outbox.settings import Settings
-from tests.daemons import add_config, attach_contacts, eventually, make_due, running, until_empty
+from tests.daemons import (
+    add_config,
+    attach_contacts,
+    doorbell_is_up,
+    eventually,
+    make_due,
+    owed,
+    running,
+    until_empty,
+)
 from tests.receiver import Receiver, Status
 
 
@@ -59,6 +69,22 @@ async def test_what_waits_for_its_turn_does_not_wait_for_the_poll(
         assert "rate_limit" in fields or names == sorted(names)
 
 
+async def test_a_change_that_was_parked_for_less_than_the_one_before_it_takes_goes_after_it(
+    conn: psycopg.Connection, db: str
+) -> None:
+    """It is due when the settle comes, and no claim has seen that."""
+    attach_contacts(conn)
+    with Receiver(default=Status(204, delay=1.3)) as receiver:
+        add_config(conn, receiver.url, strict_order="hold")
+        async with running(db, poll_interval=3600.0):
+            await eventually(lambda: doorbell_is_up(conn))
+            await asyncio.sleep(2 * max(LATE_LOOKS))  # the daemon has done all that it does unasked
+            conn.execute("insert into contacts (id, name) values (1, 'a')")
+            await eventually(lambda: any(leased for _, _, leased in owed(conn)))
+            conn.execute("update contacts set name = 'b'")
+            await receiver.wait_for_async(2)
+
+
 async def test_once_nothing_is_governed_nothing_is_waited_for(db: str) -> None:
     """What the last look at governed configs left open keeps nobody from ending, or from sleeping."""
     settings = Settings(dsn=db)
@@ -66,5 +92,5 @@ async def test_once_nothing_is_governed_nothing_is_waited_for(db: str) -> None:
         dispatcher = Dispatcher(settings, sender, Targets(SecretBox(())), Outage())
         fetcher = dispatcher._fetcher  # noqa: SLF001 - the moment in between is not to be had from outside
         claimer = fetcher._governed_claimer  # noqa: SLF001
-        claimer.is_behind = claimer._is_short_of_tokens = True  # noqa: SLF001
+        claimer.is_behind, claimer._refilled_at = True, 0.0  # noqa: SLF001
         await dispatcher.run(until_empty=True)
