@@ -125,6 +125,7 @@ class Fetcher:
                 await self._link.drop()
                 await self._claimer.drop()
                 await patience.wait()
+                self._wake.set()  # nobody knows what fell due meanwhile
                 continue
             self._outage.ended()
             patience.restored()
