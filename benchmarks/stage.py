@@ -102,6 +102,12 @@ def add_contacts(conn: psycopg.Connection, count: int) -> None:
     )
 
 
+def memory(pid: int, which: str = "VmHWM") -> float:
+    """Return a process's resident memory in MB: VmHWM is its peak, VmRSS what it is now; 0 when it has ended."""
+    _, _, value = Path(f"/proc/{pid}/status").read_text().partition(f"{which}:")
+    return int(value.split()[0]) / 1024 if value else 0.0
+
+
 class Daemon:
     """`outbox run` in a process of its own, with what the kernel says of it."""
 
@@ -126,8 +132,7 @@ class Daemon:
 
     def memory(self, which: str = "VmHWM") -> float:
         """Return MB: VmHWM is the peak of the resident memory, VmRSS what it is now."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.split(f"{which}:")[1].split()[0]) / 1024
+        return memory(self.process.pid, which)
 
     def cpu_seconds(self) -> float:
         """Return the processor time that it used so far."""
