@@ -117,6 +117,19 @@ async def test_the_changes_of_a_record_go_one_after_the_other(
     assert not await settle(aconn, third, Delivered())
 
 
+async def test_a_settle_tells_of_a_next_change_that_is_due_already(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """No claim has seen it, or it was parked for less time than the try took: somebody has to look."""
+    add_config(contacts, URL, strict_order="release")
+    change(contacts, "a")
+    await route(aconn)
+    [first] = await claim(aconn)
+    change(contacts, "b")
+    await route(aconn)
+    assert await settle(aconn, first, Delivered())
+
+
 @pytest.mark.parametrize(
     ("fields", "room", "expected"),
     [
