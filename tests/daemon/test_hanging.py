@@ -38,7 +38,8 @@ async def test_however_many_hang_who_answers_is_delivered_to(
             for number in range(2, 12):
                 conn.execute("insert into contacts values (%s, 'L')", [number])
                 await receiver.wait_for_async(number)
-            assert len(hanging.requests) == CONCURRENCY * 3 // 4
+            # After a second these are known to be slow, and whoever is unknown has one slot in any case.
+            assert len(hanging.requests) in {CONCURRENCY * 3 // 4, CONCURRENCY * 3 // 4 + 1}
 
 
 async def test_after_a_restart_too_who_answers_finds_slots(conn: psycopg.Connection, db: str) -> None:
