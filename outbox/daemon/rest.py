@@ -45,4 +45,4 @@ class Rest:
         spent = time.monotonic() - self._began
         self._gathers_until = self._rests_until = self._began + min(spent * self._times, self._most)
         if not found:
-            self._rests_until = max(self._gathers_until, self._began + min(NOTHING_DUE_SECONDS, self._most))
+            self._rests_until = self.put_off(self._gathers_until)

@@ -31,6 +31,14 @@ It is due sooner by its turn.
 PARKED_LONGEST = 600.0
 """And at most. In between it is put off for as long again as it has waited: a million behind a dead one cost little."""
 
+# A clock that was put back: a bucket filled, or a probe put off, in what is now the future, is full, or due.
+_BUCKET: LiteralString = """
+select case
+    when s.refilled_at > now() + interval '1 minute' then c.rate_limit
+    else least(c.rate_limit, s.tokens + c.rate_limit * extract(epoch from now() - s.refilled_at))
+end as tokens
+"""
+
 # Deliveries of a record are in order when each goes only after all earlier ones are gone. "Earlier" is by the event's
 # id, which begins with the seq: two transactions that change one record take turns at its row, so its changes are
 # captured in the order in which they were made. There are two places where an earlier change can be: in
@@ -54,15 +62,6 @@ PARKED_LONGEST = 600.0
 #
 # Nothing is locked, and nothing looked at, of a circuit whose probe is not due, and of a bucket that is empty: there
 # may be a thousand. The walk over the configs ends where there are enough; the next claim goes on behind them.
-#
-# A clock that was put back: a bucket filled, or a probe put off, in what is now the future, is full, or due.
-_BUCKET: LiteralString = """
-select case
-    when s.refilled_at > now() + interval '1 minute' then c.rate_limit
-    else least(c.rate_limit, s.tokens + c.rate_limit * extract(epoch from now() - s.refilled_at))
-end as tokens
-"""
-
 _CLAIM_GOVERNED = statement(
     """
 with turn as materialized (

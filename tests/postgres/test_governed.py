@@ -60,6 +60,15 @@ def change(conn: psycopg.Connection, *names: str, record: int = 1) -> None:
         )
 
 
+async def first_claimed(contacts: psycopg.Connection, conn: psycopg.AsyncConnection) -> Delivery:
+    """Make a record for a config with strict order, and claim its delivery."""
+    add_config(contacts, URL, strict_order="release")
+    change(contacts, "a")
+    await route(conn)
+    [first] = await claim(conn)
+    return first
+
+
 def names(deliveries: list[Delivery]) -> list[str]:
     return sorted((delivery.data or "").split('"name":"')[1].removesuffix('"}') for delivery in deliveries)
 
@@ -121,10 +130,7 @@ async def test_a_settle_tells_of_a_next_change_that_is_due_already(
     contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
 ) -> None:
     """No claim has seen it, or it was parked for less time than the try took: somebody has to look."""
-    add_config(contacts, URL, strict_order="release")
-    change(contacts, "a")
-    await route(aconn)
-    [first] = await claim(aconn)
+    first = await first_claimed(contacts, aconn)
     change(contacts, "b")
     await route(aconn)
     assert await settle(aconn, first, Delivered())
@@ -176,10 +182,7 @@ async def test_a_replayed_delivery_goes_before_what_is_owed_of_its_record(
     contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
 ) -> None:
     """What was delivered and is replayed has its place in the order as the first time."""
-    add_config(contacts, URL, strict_order="release")
-    change(contacts, "a")
-    await route(aconn)
-    [first] = await claim(aconn)
+    first = await first_claimed(contacts, aconn)
     await settle(aconn, first, Delivered())
     assert await replay(aconn, Filter(states=[State.DELIVERED])) == 1
     change(contacts, "b")
