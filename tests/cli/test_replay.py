@@ -141,7 +141,10 @@ async def test_a_database_that_goes_away_costs_what_was_done_nothing(
     await try_all(aconn, Dead("no"))
     with begin(db, "--config", str(config), "--rate", "1") as replaying:
         await eventually(lambda: pending(conn) >= 1)
-        conn.execute("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'outbox command'")
+        conn.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'outbox command' "
+            "and datname = current_database()"
+        )
         out, err = replaying.communicate(timeout=60)
     assert (replaying.returncode, out) == (1, "")
     assert err.startswith("Error: Postgres: ")

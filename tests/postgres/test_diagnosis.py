@@ -621,14 +621,18 @@ async def test_a_partition_that_came_later_is_a_warning(
 
 
 @pytest.mark.parametrize("setting", ["session_replication_role = replica", "outbox.suppress = 'on'"])
+@pytest.mark.parametrize("where", ["", "in database {} "])
 async def test_a_role_that_is_told_to_fire_no_trigger_is_a_warning(
-    db: str, aconn: psycopg.AsyncConnection, contacts: psycopg.Connection, setting: str
+    db: str, aconn: psycopg.AsyncConnection, contacts: psycopg.Connection, setting: str, where: str
 ) -> None:
-    """Nothing in the table shows it."""
+    """Nothing in the table shows it. No other test may see it, as roles belong to all databases: it is taken back."""
     with role(contacts, db) as (name, _):
-        contacts.execute(f'alter role "{name}" set {setting}'.encode())
-        found = only(await capture.capture(aconn))
-    assert (found.level, f"set for role {name}" in found.message) == (WARNING, True)
+        async with aconn.transaction(force_rollback=True):
+            await aconn.execute(f'alter role "{name}" {where.format(aconn.info.dbname)}set {setting}'.encode())
+            found = only(await capture.capture(aconn))
+        assert only(await capture.capture(aconn)).level is OK
+    told = f"set for role {name}" + (f" in database {aconn.info.dbname}" if where else "")
+    assert (found.level, f"{told}: " in found.message) == (WARNING, True)
 
 
 async def test_a_sequence_that_is_behind_is_a_problem(aconn: psycopg.AsyncConnection, conn: psycopg.Connection) -> None:
