@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from outbox.core import signing
+from outbox.core.signing import Secret
 from outbox.errors import OutboxError, UsageError
 
 if TYPE_CHECKING:
@@ -55,6 +57,17 @@ class SecretBox:
             except self._invalid:
                 raise _unreadable() from None
         return token
+
+
+def open_signing_secrets(box: SecretBox, token: str | None) -> tuple[Secret, ...]:
+    """Return what signs of a config, from what is stored; none of None. SecretError when it can not be read."""
+    if token is None:
+        return ()
+    opened = box.open(token)
+    try:
+        return signing.load(opened)
+    except ValueError:
+        raise SecretError("What is stored as the config's signing secrets is something else.") from None
 
 
 def _unreadable() -> SecretError:

@@ -3,10 +3,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (5, 'retention', '7e67fb598feb2cc92bcb42832d067c6bb5466cb81860a66049537b809feb2125');
-
--- It queues for the parent's lock as well, and whoever comes after it waits as long as it does.
-alter function outbox.make_partitions(integer) set lock_timeout = '50ms';
+values (5, 'retention', 'e99e0679ebf64ec502007ffed9939f5cf4183748155342070fd6bee7fbcb366c');
 
 -- Read from the catalog and not from the names, so that a DBA's own partitions (a month, a year) count as well. The
 -- one without an end, and the default, have no `until` and are never whole days of the past.

@@ -1,6 +1,5 @@
 """Scrapes for tests: what a page of metrics says, read with the parser of Prometheus' own library."""
 
-import socket
 import urllib.request
 from collections.abc import Iterable
 
@@ -10,13 +9,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 Samples = dict[tuple[str, ...], float]
 """By the name of the series and the values of its labels, in the order of the labels' names."""
-
-
-def free_port() -> int:
-    """Return a port of loopback that nobody listens at now."""
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        return int(trial.getsockname()[1])
 
 
 def samples(page: str) -> Samples:

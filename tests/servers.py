@@ -22,6 +22,9 @@ from outbox.demo.embedded import Binaries, EmbeddedPostgres, EmbeddedPostgresErr
 StartServer = Callable[..., EmbeddedPostgres]  # what own_server gives; it takes the class's own arguments
 
 _SYSTEM_PROGRAMS = ("usr/lib/postgresql/*/bin", "usr/pgsql-*/bin", "opt/homebrew/opt/postgresql@*/bin")
+_SETTINGS = {"max_connections": "200", "autovacuum_max_workers": "10"}
+"""Of the run's server: what one test has open, or has made worth a vacuum, must not be seen by another's doctor."""
+
 _DEFAULT_IMAGE_VERSION = "18"
 
 # One round trip, some milliseconds. Whatever has a page on disk is truncated, partitions one by one, so the cost
@@ -99,7 +102,9 @@ class RunServer:
             container = None
             try:
                 container = PostgresContainer(image, username="postgres", password="postgres", dbname="postgres")
-                container.with_command("postgres -c fsync=off -c synchronous_commit=off -c full_page_writes=off")
+                unsafe = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+                settings = " ".join(f"-c {name}={value}" for name, value in (unsafe | _SETTINGS).items())
+                container.with_command(f"postgres {settings}")
                 container.start()
                 dsn = str(container.get_connection_url(driver=None))
             except (DockerException, OSError, RuntimeError, TimeoutError) as problem:
@@ -113,7 +118,7 @@ class RunServer:
 
     def _from_binaries(self) -> tuple[str, str]:
         binaries = chosen_binaries()
-        server = self._ends.enter_context(EmbeddedPostgres(binaries, fsync=False, settings={"max_connections": "200"}))
+        server = self._ends.enter_context(EmbeddedPostgres(binaries, fsync=False, settings=_SETTINGS))
         return server.dsn, f"{binaries.version} from {binaries.bin_dir}"
 
 
@@ -211,3 +216,19 @@ def _docker_answers() -> bool:
                 continue
             return True
     return False
+
+
+@contextmanager
+def role(conn: psycopg.Connection, dsn: str, options: str = "") -> Iterator[tuple[str, str]]:
+    """Make a role that may log in and nothing else; give its name, which needs quotes, and its DSN.
+
+    Roles belong to the server and not to a database: no other test, or run, has one of this name.
+    """
+    name = f"outbox guest {secrets.token_hex(6)}"
+    created = sql.SQL("create role {} login password 'guest' " + options)
+    conn.execute(created.format(sql.Identifier(name)))
+    try:
+        yield name, make_conninfo(dsn, user=name, password="guest")
+    finally:
+        conn.execute(sql.SQL("drop owned by {} cascade").format(sql.Identifier(name)))
+        conn.execute(sql.SQL("drop role {}").format(sql.Identifier(name)))

@@ -20,7 +20,7 @@ from outbox.errors import UsageError
 from outbox.postgres import migrations
 from outbox.postgres.configs import DeletedConfigError, UnknownConfigError
 from outbox.postgres.pool import TRANSIENT, Links
-from outbox.secrets import SecretBox
+from outbox.secrets import SecretBox, SecretError
 from outbox.settings import Settings
 
 CONNECTIONS = 10
@@ -114,6 +114,14 @@ def _check_host(request: web.Request) -> None:
         raise RefusedError(400, "The header Host names no host.", field="host") from None
 
 
+_OURS: Mapping[type[Exception], tuple[int, str]] = {
+    UnknownConfigError: (404, "id"),
+    DeletedConfigError: (409, "id"),
+    SigningError: (409, "secret"),
+    UsageError: (422, "request"),
+}
+
+
 def _answer_to(error: Exception, request: web.Request) -> web.Response:
     headers: Mapping[str, str] = {}
     match error:
@@ -121,14 +129,9 @@ def _answer_to(error: Exception, request: web.Request) -> web.Response:
             status, errors, headers = error.status, error.errors, error.headers
         case InvalidConfigError():
             status, errors = 422, error.errors
-        case UnknownConfigError():
-            status, errors = 404, {"id": [str(error)]}
-        case DeletedConfigError():
-            status, errors = 409, {"id": [str(error)]}
-        case SigningError():
-            status, errors = 409, {"secret": [str(error)]}
-        case UsageError():
-            status, errors = 422, {"request": [str(error)]}
+        case UnknownConfigError() | DeletedConfigError() | SigningError() | UsageError():
+            status, field = next(_OURS[kind] for kind in _OURS if isinstance(error, kind))
+            errors = {field: [str(error)]}
         case web.HTTPException():
             return _answer_to_http(error)
         case psycopg.DataError():
@@ -138,6 +141,10 @@ def _answer_to(error: Exception, request: web.Request) -> web.Response:
             status = 503
             errors = {"request": ["The database can not be reached now, or takes too long. Try again."]}
             headers = {"Retry-After": _RETRY_AFTER_SECONDS}
+        case SecretError():
+            # Not told as null: who sends a config back as he got it would take its credentials away.
+            log.error("request.failed", reason="secret", error=str(error))
+            status, errors = 500, {"secret": [f"{error} Whoever runs this server has to set the key."]}
         case _:
             log.error("request.failed", exc_info=error)
             status, errors = 500, {"request": [f"Something failed. Reference: {request[REQUEST_ID]}"]}

@@ -19,8 +19,8 @@ _SETTINGS = (
     "request_timeout",
     "drain_timeout",
     "workers",
-    "allow_networks",
     "secret_key",
+    *options.DESTINATIONS,
 )
 _COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.PROBLEM: "red"}
 

@@ -18,7 +18,7 @@ from outbox import settings as settings_
 from outbox.core.printable import clean_json
 from outbox.errors import OutboxError, SchemaError
 from outbox.postgres import migrations
-from outbox.postgres.pool import Link
+from outbox.postgres.pool import connected
 
 DESTINATIONS = ("allow_networks", "deny_networks", "allow_ports", "require_https")
 """The settings of where may be posted to."""
@@ -103,13 +103,9 @@ async def connect(
     settings: settings_.Settings, *, session: Mapping[str, str] | None = None
 ) -> AsyncIterator[psycopg.AsyncConnection]:
     """Open an autocommit connection with these settings of PostgreSQL; what fails on it is told as `explained` does."""
-    link = Link(needed(settings.dsn), "command", settings=session, pooling=settings.pooling)
-    try:
-        conn = await link.connection()
-        async with explained(conn):
-            yield conn
-    finally:
-        await link.drop()
+    connecting = connected(needed(settings.dsn), "command", settings=session, pooling=settings.pooling)
+    async with connecting as conn, explained(conn):
+        yield conn
 
 
 @contextlib.asynccontextmanager

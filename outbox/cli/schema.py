@@ -4,11 +4,11 @@ import csv
 from typing import Any
 
 import click
-import psycopg
 
 from outbox.cli import options, plain
 from outbox.errors import OutboxError
 from outbox.postgres import capture, migrations
+from outbox.postgres.pool import connected
 from outbox.settings import Settings
 
 
@@ -38,7 +38,7 @@ def migrate(settings: Settings, *, check: bool, show: bool) -> None:
 
 
 async def _ledger(dsn: str) -> dict[int, str]:
-    async with await psycopg.AsyncConnection.connect(dsn, prepare_threshold=None) as conn:
+    async with connected(dsn, "command") as conn:
         return await migrations.applied(conn)
 
 

@@ -68,17 +68,18 @@ class Claimer:
 
     async def claim(self) -> None:
         """Claim what is due: onward from who was served last, and then, where slots are left, from the first."""
-        claimed_before, in_the_middle = self._tally.claimed, self._cursor != NO_CONFIG
+        in_the_middle = self._cursor != NO_CONFIG
         self._rest.claim_begins()
-        to_the_last = await self._claim_onward()
+        number, to_the_last = await self._claim_onward()
         if to_the_last and in_the_middle:
-            to_the_last = not self._intake.is_full and await self._claim_onward()
+            more, to_the_last = (0, False) if self._intake.is_full else await self._claim_onward()
+            number += more
         self.is_behind = not to_the_last
         if to_the_last:
-            self._rest.claimed_all(found=self._tally.claimed > claimed_before)
+            self._rest.claimed_all(found=number > 0)
 
-    async def _claim_onward(self) -> bool:
-        """Claim from the config after the cursor on; returns whether it came to the last config.
+    async def _claim_onward(self) -> tuple[int, bool]:
+        """Claim from the config after the cursor on; returns how many, and whether it came to the last config.
 
         Who got all that he had room for asks again when he has done a part of it: not at once, for the few that were
         done meanwhile.
@@ -88,7 +89,7 @@ class Claimer:
         most = self._intake.claimable(rooms)
         slots = self._intake.reserve(max(1, most // 4) if self.is_flooded else most)
         if slots == 0:  # a route has taken them meanwhile
-            return False
+            return 0, False
         latest = self._marks.latest
         try:
             found = await queue.claim(
@@ -110,4 +111,4 @@ class Claimer:
         self._cursor = NO_CONFIG if to_the_last else max(config_ids)
         all_taken = to_the_last and from_the_first and not self._rest.is_overtaken and not self.is_flooded
         self._intake.note(found, rooms=rooms, room=room, all_taken=all_taken)
-        return to_the_last
+        return len(config_ids), to_the_last

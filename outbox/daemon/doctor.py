@@ -201,7 +201,7 @@ async def credentials(settings: Settings, conn: psycopg.AsyncConnection) -> list
             Finding(
                 "secrets", PROBLEM, f"{count}: {fault} what they keep, so nothing is sent: {and_more(unreadable)}.",
                 "Set the key that they were stored with (older keys after the newest, by commas), or store them anew: "
-                "outbox config edit ID --basic-auth-username, outbox config secret ID.",
+                "outbox config edit ID --basic-auth-username; outbox config secret ID --remove, then --make.",
             )
         ]  # fmt: skip
     if configs:

@@ -63,7 +63,7 @@ class Fetcher:
         self._marks = Marks()
         self._claimer = Claimer(claiming_link, self._intake, self._marks, tally=tally, poll_interval=poll_interval)
         self._doorbell = Doorbell(self._marks)
-        self._governed_claimer = GovernedClaimer(self._intake, poll_interval=poll_interval)
+        self._governed_claimer = GovernedClaimer(self._intake, tally=tally, poll_interval=poll_interval)
         self._router = Router(
             self._intake, self._marks, self._doorbell, self._claimer, self._governed_claimer, tally=tally
         )

@@ -5,6 +5,7 @@ import time
 
 import psycopg
 
+from outbox.core.tally import Tally
 from outbox.daemon.claimer import NO_CONFIG
 from outbox.daemon.intake import Intake
 from outbox.daemon.rest import Rest
@@ -22,8 +23,9 @@ as long at 400 a second, and a backlog half as long again, for the same processo
 class GovernedClaimer:
     """It claims on the connection that the routes have: what goes in order must not be claimed beside them."""
 
-    def __init__(self, intake: Intake, *, poll_interval: float) -> None:
+    def __init__(self, intake: Intake, *, tally: Tally, poll_interval: float) -> None:
         self._intake = intake
+        self._tally = tally
         self._rest = Rest(GATHER_TIMES, most=poll_interval)
         self._after = NO_CONFIG
         self._are_some = False
@@ -82,6 +84,7 @@ class GovernedClaimer:
         found = await governed.claim_governed(
             conn, after=self._after, slots=slots, room=room, rooms=rooms, lease=self._intake.lease
         )
+        self._tally.claimed += len(found.deliveries)
         self._note(found, now, slots=slots)
         await self._intake.admit(conn, found, now)
         self._intake.note(found, rooms=rooms, room=room, governed=True)

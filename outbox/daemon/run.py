@@ -5,7 +5,6 @@ import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import psycopg
 import structlog
 
 from outbox import __version__
@@ -19,9 +18,9 @@ from outbox.daemon.targets import Targets
 from outbox.errors import SchemaError, UsageError
 from outbox.http.sender import Sender
 from outbox.postgres import housekeeping, migrations
-from outbox.postgres.pool import Link
+from outbox.postgres.pool import Link, connected
 from outbox.secrets import SecretBox
-from outbox.settings import Settings
+from outbox.settings import Pooling, Settings
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -49,7 +48,7 @@ async def run_daemon(
     psycopg.Error when the database can not be reached at the start; later it waits for it.
     """
     dsn = settings.dsn or ""
-    await _prepare(dsn)
+    await _prepare(dsn, settings.pooling)
     link = functools.partial(Link, dsn, settings=None, pooling=settings.pooling)
     outage = Outage()
     async with Sender.of(settings, connections=settings.concurrency) as sender:
@@ -69,15 +68,17 @@ async def run_daemon(
                 several=bool(reports_from),
             )
         log.info("daemon.started", version=__version__, concurrency=settings.concurrency)
-        house = asyncio.create_task(Housekeeper(settings, health.tell_schema_fits).keep_house())
+        house = asyncio.create_task(Housekeeper(settings, health.tell_schema_fits).keep_house(), name="keep house")
         others = [
-            asyncio.create_task(listen(link("listen"), dispatcher.ring)),
+            asyncio.create_task(listen(link("listen"), dispatcher.ring), name="listen"),
             house,
-            asyncio.create_task(_stop_when(stop, dispatcher, house)),
-            asyncio.create_task(reports.hear()),
+            asyncio.create_task(_stop_when(stop, dispatcher, house), name="stop"),
+            asyncio.create_task(reports.hear(), name="hear reports"),
         ]
         if report_to is not None:
-            others.append(asyncio.create_task(report(report_to, dispatcher.reading)))
+            others.append(asyncio.create_task(report(report_to, dispatcher.reading), name="report"))
+        for task in others:
+            task.add_done_callback(_tell_of_a_bug)
         try:
             await dispatcher.run(until_empty=until_empty)
         finally:
@@ -90,6 +91,12 @@ async def run_daemon(
                 # In a thread: a collector that is away may not hold up what the loop still has to do.
                 await asyncio.to_thread(tracing.close)
     return dispatcher.died
+
+
+def _tell_of_a_bug(task: "asyncio.Task[None]") -> None:
+    """Say that a task ended which has no end: what fails for want of the database it waits for itself."""
+    if not task.cancelled() and (error := task.exception()):
+        log.error("task.failed", task=task.get_name(), exc_info=error)
 
 
 def _tracing() -> "Tracing":
@@ -108,9 +115,8 @@ async def _stop_when(stop: asyncio.Event, dispatcher: Dispatcher, house: "asynci
     dispatcher.stop()
 
 
-async def _prepare(dsn: str) -> None:
-    connecting = psycopg.AsyncConnection.connect(dsn, autocommit=True, connect_timeout=10, prepare_threshold=None)
-    async with await connecting as conn:
+async def _prepare(dsn: str, pooling: Pooling) -> None:
+    async with connected(dsn, "start", pooling=pooling) as conn:
         encoding = conn.info.parameter_status("server_encoding")
         if encoding != "UTF8":
             raise SchemaError(f"The database's encoding is {encoding}; outbox needs UTF8, in which records are sent.")

@@ -1,5 +1,6 @@
 """Where deliveries go: the configs in use, with their credentials in clear, kept in memory by revision."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Self
@@ -12,10 +13,10 @@ from outbox.core import signing
 from outbox.core.model import Delivery, PostbackConfig
 from outbox.core.postback import basic_authorization
 from outbox.postgres import configs
-from outbox.secrets import SecretBox, SecretError
+from outbox.secrets import SecretBox, SecretError, open_signing_secrets
 
 _REMEMBERED = 10_000
-"""Configs that are kept at most; beyond it all are forgotten and loaded again as they are needed."""
+"""Configs that are kept at most, those used last: more than can be in hand at a time."""
 
 log = structlog.get_logger("outbox")
 
@@ -36,13 +37,7 @@ class Credentials:
             authorization = basic_authorization(
                 box.open(config.basic_auth_username), None if password is None else box.open(password)
             )
-        if config.signing_secrets is None:
-            return cls(authorization)
-        opened = box.open(config.signing_secrets)
-        try:
-            return cls(authorization, signing.load(opened))
-        except ValueError:
-            raise SecretError("What is stored as the config's signing secrets is something else.") from None
+        return cls(authorization, open_signing_secrets(box, config.signing_secrets))
 
     def signature(self, event_id: str, timestamp: int, body: bytes) -> str | None:
         """Return the webhook-signature of one try, at epoch seconds; None when the config does not sign."""
@@ -85,26 +80,27 @@ class Targets:
 
     async def refresh(self, conn: psycopg.AsyncConnection, deliveries: Iterable[Delivery]) -> None:
         """Load the configs of these deliveries that are not known in the revision of the claim."""
-        stale = {
-            delivery.config_id
-            for delivery in deliveries
-            if (known := self._known.get(delivery.config_id)) is None
-            or known.config.revision < delivery.config_revision
-            or delivery.config_id in self._doubtful
-        }
-        await self.reload(conn, list(stale))
+        stale = []
+        for config_id, revision in {each.config_id: each.config_revision for each in deliveries}.items():
+            known = self._known.pop(config_id, None)
+            if known is not None:
+                self._known[config_id] = known  # the last: used just now
+            if known is None or known.config.revision < revision or config_id in self._doubtful:
+                stale.append(config_id)
+        await self.reload(conn, stale)
 
     async def reload(self, conn: psycopg.AsyncConnection, config_ids: Sequence[UUID]) -> None:
         """Load these configs as they are now."""
         if not config_ids:
             return
-        if len(self._known) + len(config_ids) > _REMEMBERED:
-            self._known.clear()
         for config in await configs.load(conn, config_ids):
-            known = self._known.get(config.id)
+            known = self._known.pop(config.id, None)
             if known is None or known.config.revision < config.revision or config.id in self._doubtful:
                 self._doubtful.discard(config.id)
-                self._known[config.id] = self._target(config)
+                known = self._target(config)
+            self._known[config.id] = known
+        for config_id in list(itertools.islice(self._known, max(0, len(self._known) - _REMEMBERED))):
+            del self._known[config_id]
 
     def _target(self, config: PostbackConfig) -> Target:
         try:

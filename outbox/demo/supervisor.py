@@ -141,7 +141,7 @@ class Server:
         if version >= 17:  # noqa: PLR2004 - the release that brought the builtin provider
             arguments += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         if tcp:
-            self.port = _free_port()
+            self.port = free_port()
             settings |= {"listen_addresses": "127.0.0.1", "password_encryption": "scram-sha-256"}
             secret = home / "password"
             secret.write_text(password)
@@ -295,7 +295,7 @@ class Server:
         return ":\n" + "\n".join(log.splitlines()[-15:])
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a loopback port below the ephemeral range: no client's socket takes it during a restart."""
     for port in random.sample(range(20000, 32768), 200):
         with socket.socket() as trial:

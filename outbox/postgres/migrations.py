@@ -13,6 +13,7 @@ import psycopg
 from psycopg import sql
 
 from outbox.errors import OutboxError, SchemaError
+from outbox.postgres.pool import connected
 
 _LEDGER_LINE = re.compile(r"^values \((\d+), '(\w+)', '([0-9a-f]*)'\);$", re.MULTILINE)
 
@@ -118,14 +119,12 @@ async def migrate(dsn: str) -> list[Migration]:
     """
     known = known_migrations()
     done = []
-    # Nothing is prepared: PgBouncer gives each transaction another session.
-    async with await psycopg.AsyncConnection.connect(dsn, prepare_threshold=None) as conn:
+    async with connected(dsn, "migrate") as conn:
         problems = [
             text for text in differences(await applied(conn), known) if not text.startswith("The database is behind")
         ]
         if problems:
             raise SchemaError("\n".join(problems))
-        await conn.rollback()
         for migration in known:
             async with conn.transaction():
                 # Two that migrate at once take turns, also before there is a ledger to lock.

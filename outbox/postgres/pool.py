@@ -163,6 +163,18 @@ def _cursor_with(settings: Mapping[str, str]) -> type[psycopg.AsyncCursor[Any]]:
     return Cursor
 
 
+@contextlib.asynccontextmanager
+async def connected(
+    dsn: str, name: str, *, settings: Mapping[str, str] | None = None, pooling: Pooling = Pooling.AUTO
+) -> AsyncIterator[psycopg.AsyncConnection]:
+    """Open a Link's connection, and close it at the end."""
+    link = Link(dsn, name, settings=settings, pooling=pooling)
+    try:
+        yield await link.connection()
+    finally:
+        await link.drop()
+
+
 class Links:
     """At most `count` autocommit connections for many short questions, opened when needed."""
 

@@ -9,7 +9,7 @@ from psycopg import AsyncConnection
 from outbox.core import signing
 from outbox.core.signing import Secret, SigningError
 from outbox.postgres import listing
-from outbox.secrets import SecretBox
+from outbox.secrets import SecretBox, open_signing_secrets
 
 # The row is locked since it was read. The tempting read, change and update without a lock lets one of two rotations at
 # once take the other's secret away, which somebody was just told.
@@ -47,7 +47,7 @@ async def rotate(
     """
     async with conn.transaction():
         config = await listing.visible(conn, config_id, locations, lock=True)
-        former = () if config.signing_secrets is None else signing.load(box.open(config.signing_secrets))
+        former = open_signing_secrets(box, config.signing_secrets)
         row = await (await conn.execute(_NOW)).fetchone()
         key = secrets.token_bytes(signing.KEY_BYTES)
         kept = signing.rotated(former, key, now=row[0] if row else 0, overlap=overlap)

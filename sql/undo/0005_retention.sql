@@ -6,4 +6,3 @@ delete from outbox.migrations where version = 5;
 drop function outbox.prune_default(text, timestamptz, timestamptz, bigint, integer, boolean);
 drop function outbox.prune_partition(text, timestamptz, timestamptz, boolean);
 drop function outbox.partitions();
-alter function outbox.make_partitions(integer) set lock_timeout = '200ms';

@@ -6,7 +6,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from tests.scrapes import free_port
+from outbox.demo.supervisor import free_port
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")

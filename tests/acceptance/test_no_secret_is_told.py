@@ -20,13 +20,13 @@ from outbox.core.model import PostbackConfig
 from outbox.core.signing import Secret
 from outbox.daemon.targets import Credentials
 from outbox.demo.embedded import EmbeddedPostgres
+from outbox.demo.supervisor import free_port
 from outbox.postgres.pool import Link
 from outbox.secrets import SecretBox
 from outbox.settings import Proxy, Settings
 from tests.daemons import attach_contacts, daemon_process, eventually_true
 from tests.proxies import ForwardProxy
 from tests.receiver import Receiver, Status
-from tests.scrapes import free_port
 from tests.servers import StartServer
 
 KEY, OLD_KEY = Fernet.generate_key().decode(), Fernet.generate_key().decode()

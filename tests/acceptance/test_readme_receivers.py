@@ -19,6 +19,7 @@ import pytest
 
 from outbox.core import postback, signing
 from outbox.core.signing import Secret
+from outbox.demo.supervisor import free_port
 from outbox.postgres import signing as stored
 from outbox.secrets import SecretBox
 from tests.daemons import add_config, attach_contacts, eventually, owed, until_empty
@@ -64,12 +65,6 @@ async def running(language: str, folder: Path, secret: str, port: int) -> AsyncI
     finally:
         process.kill()
         await process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def signed(secrets: Sequence[Secret], event_id: str, timestamp: int, number: int = 1) -> tuple[bytes, dict[str, str]]:

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from outbox.demo.supervisor import free_port
 from tests.daemons import (
     add_config,
     add_contacts,
@@ -97,18 +98,12 @@ def _answer(url: str) -> tuple[int, dict[str, object]]:
             return error.code, json.load(error)
 
 
-def _free_port() -> int:
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        return int(trial.getsockname()[1])
-
-
 @pytest.mark.parametrize("options", [[], ["--serve"]], ids=["alone", "with the API"])
 def test_health_follows_the_database_and_the_outage_is_said_once(own_server: StartServer, options: list[str]) -> None:
     """Alive throughout; ready only while the database can be reached; lost and returned are one line each."""
     server = own_server()
     assert run("migrate", OUTBOX_DSN=server.dsn).returncode == 0
-    port = _free_port()
+    port = free_port()
     with daemon_process(server.dsn, *options, "--listen", f"127.0.0.1:{port}") as daemon:
         daemon.wait_for_event("daemon.started")
         url = f"http://127.0.0.1:{port}"
@@ -125,7 +120,7 @@ def test_health_follows_the_database_and_the_outage_is_said_once(own_server: Sta
 
 def test_what_is_no_http_is_one_line_of_the_log(db: str) -> None:
     """No traceback, and nothing of what was sent: the header that is broken may be a key."""
-    port = _free_port()
+    port = free_port()
     with daemon_process(db, "--serve", "--listen", f"127.0.0.1:{port}") as daemon:
         daemon.wait_for_event("daemon.started")
         for broken in (

@@ -78,3 +78,26 @@ async def test_without_a_key_no_secret_is_made(db: str, conn: psycopg.Connection
         refused = await api.post(f"{at}/secret")
         assert (refused.status, "OUTBOX_SECRET_KEY" in await refused.text()) == (422, True)
     assert conn.execute("select signing_secrets from outbox.postback_configs").fetchall() == [(None,)]
+
+
+async def test_a_secret_that_no_key_reads_is_told_and_nothing_is_changed(
+    api: Client, db: str, conn: psycopg.Connection
+) -> None:
+    """Not as null, which somebody might send back; and the secret that receivers know is not replaced."""
+    at = f"{PATH}/{add_config(conn)}"
+    changed = await api.put(at, json={"postbackconfig": {"basic_auth_username": "Ada", "basic_auth_password": "x"}})
+    assert changed.status == 200
+    assert (await api.post(f"{at}/secret")).status == 201
+    stored = "select signing_secrets, basic_auth_username, revision from outbox.postback_configs"
+    before = conn.execute(stored).fetchone()
+    async with serving(Settings(dsn=db, secret_key=(Fernet.generate_key().decode(),))) as other:
+        other.session.headers.update(api.session.headers)
+        for asking in (
+            other.get(PATH, params={"expand": "basic_auth_username"}),
+            other.get(at, params={"expand": "basic_auth_username"}),
+            other.post(f"{at}/secret/rotate", json={"secret": {}}),
+        ):
+            answer = await asking
+            assert (answer.status, "OUTBOX_SECRET_KEY" in await answer.text()) == (500, True)
+        assert (await other.get(PATH)).status == 200
+    assert conn.execute(stored).fetchone() == before

@@ -12,6 +12,7 @@ import pytest
 
 from outbox.daemon.doctor import CHECKS
 from tests.daemons import daemon_process
+from tests.servers import role
 from tests.tried import add_config, attach_contacts, outbox
 
 NOWHERE = "postgresql://127.0.0.1:1/nowhere"
@@ -60,16 +61,12 @@ def test_a_problem_exits_1_and_says_what_to_do(db: str, conn: psycopg.Connection
 
 def test_a_role_without_rights_still_gets_a_report(db: str, conn: psycopg.Connection) -> None:
     """What can not be read is a warning, what is missing is named with its GRANT."""
-    conn.execute("drop role if exists outbox_patient")
-    conn.execute("create role outbox_patient")
-    try:
-        done = outbox(psycopg.conninfo.make_conninfo(db, options="-c role=outbox_patient"), "doctor")
-    finally:
-        conn.execute("drop role outbox_patient")
+    with role(conn, db) as (patient, dsn):
+        done = outbox(dsn, "doctor")
     assert (done.returncode, done.stderr) == (1, "")
     assert "Could not be checked: permission denied for schema outbox" in done.stdout
-    assert "> grant usage on schema outbox to outbox_patient;" in done.stdout
-    assert "> grant select, insert, update, delete on table outbox.deliveries to outbox_patient;" in done.stdout
+    assert f'> grant usage on schema outbox to "{patient}";' in done.stdout
+    assert f'> grant select, insert, update, delete on table outbox.deliveries to "{patient}";' in done.stdout
 
 
 def test_a_database_that_can_not_be_reached_is_a_problem_of_the_report() -> None:
@@ -77,6 +74,28 @@ def test_a_database_that_can_not_be_reached_is_a_problem_of_the_report() -> None
     done = outbox(NOWHERE, "doctor")
     assert (done.returncode, done.stderr) == (1, "")
     assert [line.split()[0] for line in done.stdout.splitlines()[:3]] == ["ok", "ok", "problem"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "url", "refusal"),
+    [
+        ([], "http://127.0.0.1:25/", "port 25 is not allowed"),
+        (["--allow-ports", "25"], "http://127.0.0.1:25/", None),
+        ([], "http://127.0.0.1/", None),
+        (["--require-https", "true"], "http://127.0.0.1/", "https"),
+        (["--deny-networks", "127.0.0.0/8"], "http://127.0.0.1/", "127.0.0.1"),
+    ],
+)
+def test_destinations_are_judged_by_the_settings(
+    db: str, conn: psycopg.Connection, settings: list[str], url: str, refusal: str | None
+) -> None:
+    """A daemon with them would judge so."""
+    conn.execute("update outbox.postback_configs set url = %s where id = %s", [url, add_config(conn)])
+    done = outbox(db, "doctor", "--json", "--allow-networks", "127.0.0.0/8", *settings)
+    assert done.stderr == ""
+    found = [each for each in json.loads(done.stdout)["findings"] if each["check"] == "subscribers"]
+    assert [each["level"] for each in found] == ["ok" if refusal is None else "warning"], found
+    assert (refusal or "") in found[0]["message"]
 
 
 @pytest.mark.parametrize(

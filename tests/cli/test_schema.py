@@ -6,6 +6,7 @@ import psycopg
 import pytest
 
 from outbox.postgres import capture
+from tests.servers import role
 from tests.tried import outbox
 
 CONTACTS = "create table contacts (id int primary key, location_id text, shop text, note text)"
@@ -153,14 +154,9 @@ def test_what_can_not_be_attached_is_one_message(
 def test_who_does_not_own_the_table_is_told_so(db: str, conn: psycopg.Connection) -> None:
     """The database's refusal is the message, and exits 1."""
     conn.execute(CONTACTS)
-    conn.execute("drop role if exists outbox_guest")
-    conn.execute("create role outbox_guest login")
-    try:
-        conn.execute("grant usage on schema outbox to outbox_guest")
-        conn.execute("grant select on outbox.migrations to outbox_guest")
-        done = outbox(psycopg.conninfo.make_conninfo(db, options="-c role=outbox_guest"), "detach", "contacts")
+    with role(conn, db) as (guest, dsn):
+        conn.execute(f'grant usage on schema outbox to "{guest}"'.encode())
+        conn.execute(f'grant select on outbox.migrations to "{guest}"'.encode())
+        done = outbox(dsn, "detach", "contacts")
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == "Error: permission denied for function detach.\n"
-    finally:
-        conn.execute("drop owned by outbox_guest")
-        conn.execute("drop role outbox_guest")

@@ -8,6 +8,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from outbox.core import marks
+from outbox.daemon import fetcher as fetcher_module
 from outbox.daemon import rest as rest_module
 from outbox.daemon import router as router_module
 from outbox.daemon.dispatcher import Dispatcher
@@ -295,6 +296,7 @@ async def test_one_change_is_looked_for_once(
 ) -> None:
     """Not again when its POST is done, nor before the sleep, nor when what is due is claimed."""
     monkeypatch.setattr(router_module, "QUIET_SECONDS", A_LONG_TIME)
+    monkeypatch.setattr(fetcher_module, "LOOK_MEANWHILE_SECONDS", A_LONG_TIME)
     with Receiver() as receiver:
         add_config(contacts, receiver.url)
         async with running(db, poll_interval=A_LONG_TIME):
@@ -304,5 +306,5 @@ async def test_one_change_is_looked_for_once(
                 await receiver.wait_for_async(number)
                 await eventually(lambda: not owed(contacts))
     assert sum(routes) == 20
-    # It knows of no number at first, and looks for what is missing; it looks beside a claim, too, that takes long.
+    # It knows of no number at first, and looks for what is missing.
     assert len(routes[routes.index(1) :]) < 20 * 5 / 2

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from outbox.daemon import listening
-from tests.scrapes import free_port
+from outbox.demo.supervisor import free_port
 
 ALIVE = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 LARGE = b"GET /large HTTP/1.1\r\nHost: h\r\n\r\n"

@@ -130,3 +130,22 @@ async def test_a_forbidden_destination_is_told_to_the_operator(contacts: psycopg
     assert error == "forbidden: the host's address is a loopback address, and no allowed network has it"
     [stored] = contacts.execute("select last_error from outbox.deliveries").fetchall()
     assert stored == (error,)
+
+
+async def test_a_part_that_fails_by_a_bug_is_told_and_the_rest_goes_on(
+    contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for it before the end, and it might be away for weeks."""
+
+    async def listen(*_: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("outbox.daemon.run.listen", listen)
+    with Receiver() as receiver, capture_logs() as logs:
+        add_config(contacts, receiver.url)
+        async with running(db, poll_interval=0.1):
+            await eventually(lambda: any(each["event"] == "task.failed" for each in logs))
+            add_contacts(contacts, 1, 1)
+            await receiver.wait_for_async(1)
+    [told] = [each for each in logs if each["event"] == "task.failed"]
+    assert (told["task"], str(told["exc_info"])) == ("listen", "a bug")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
+from outbox.demo.supervisor import free_port
 from outbox.postgres.migrations import migrate
 from tests.daemons import (
     add_config,
@@ -21,7 +22,7 @@ from tests.daemons import (
     running,
 )
 from tests.receiver import Gate, Hang, Receiver, Refusing, Status
-from tests.scrapes import Samples, free_port, scrape
+from tests.scrapes import Samples, scrape
 from tests.servers import StartServer
 
 
@@ -47,11 +48,11 @@ async def scraped(port: int, holds: Callable[[Samples], bool]) -> Samples:
 
 
 async def test_deliveries_are_counted_and_timed(contacts: psycopg.Connection, db: str) -> None:
-    """Three changes, two configs: routed, created, leased, tried and timed are counted once each."""
+    """Three changes, two configs: routed, created, leased, tried and timed are counted once each, by whatever claim."""
     port = free_port()
     with Receiver() as receiver:
         add_config(contacts, receiver.url_for("/a"))
-        add_config(contacts, receiver.url_for("/b"))
+        add_config(contacts, receiver.url_for("/b"), strict_order="hold")
         async with running(db, listen=("127.0.0.1", port)):
             add_contacts(contacts, 1, 3)
             delivered = ("outbox_attempts_total", "delivered", "2xx")

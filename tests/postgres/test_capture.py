@@ -11,6 +11,7 @@ from psycopg import sql
 from outbox.errors import UsageError
 from outbox.postgres.capture import attach
 from tests.daemons import doorbell_is_up
+from tests.servers import role
 
 CONTACTS = """
     create table contacts (
@@ -168,19 +169,15 @@ def test_what_can_not_be_attached_says_why(conn: psycopg.Connection, ddl: str, c
         conn.execute(f"select {call}".encode())
 
 
-def test_the_application_needs_no_right_on_our_schema(contacts: psycopg.Connection) -> None:
+def test_the_application_needs_no_right_on_our_schema(db: str, contacts: psycopg.Connection) -> None:
     """A role that may only write its own table is captured, and can not read or write the outbox."""
-    contacts.execute("drop role if exists app")
-    contacts.execute("create role app")
-    contacts.execute("grant select, insert on contacts to app")
-    contacts.execute("set role app")
-    contacts.execute("insert into contacts (id) values ('1')")
-    with pytest.raises(psycopg.errors.InsufficientPrivilege):
-        contacts.execute("select * from outbox.outbox")
-    contacts.execute("reset role")
-    assert len(captured(contacts)) == 1
-    contacts.execute("drop owned by app")
-    contacts.execute("drop role app")
+    with role(contacts, db) as (app, dsn):
+        contacts.execute(f'grant select, insert on contacts to "{app}"'.encode())
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            conn.execute("insert into contacts (id) values ('1')")
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                conn.execute("select * from outbox.outbox")
+        assert len(captured(contacts)) == 1
 
 
 JUST_NOW = "select setval('outbox.doorbell', (extract(epoch from now() + interval '1 hour') * 1000)::bigint)"

@@ -7,6 +7,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from tests.servers import role
+
 SHOP = """
     create table contacts (id int primary key, location_id text default 'L', name text, a_ts timestamptz);
     create table tags (contact_id int, tag text);
@@ -193,20 +195,16 @@ def test_the_application_needs_no_right_on_the_configs(shop: psycopg.Connection)
     """Expands are taken with the rights of the outbox's owner, whoever writes; nobody else may call what takes them."""
     register(shop, "tags", "tags_of")
     ask(shop, "tags")
-    shop.execute("drop role if exists expands_app")
-    shop.execute("create role expands_app")
-    shop.execute("grant select, insert on contacts to expands_app")
-    shop.execute("set role expands_app")
-    shop.execute("insert into contacts (id) values (1)")
-    shop.execute("reset role")
-    assert taken(shop) == ['{"tags":[]}']
-    query = (
-        "select has_function_privilege('expands_app', p.oid, 'EXECUTE') from pg_proc p"
-        " where p.pronamespace = 'outbox'::regnamespace and p.proname ~ 'expand'"
-    )
-    assert set(shop.execute(query.encode()).fetchall()) == {(False,)}
-    shop.execute("drop owned by expands_app")
-    shop.execute("drop role expands_app")
+    with role(shop, make_conninfo(shop.info.dsn, host=shop.info.host)) as (app, dsn):
+        shop.execute(f'grant select, insert on contacts to "{app}"'.encode())
+        with psycopg.connect(dsn) as conn:
+            conn.execute("insert into contacts (id) values (1)")
+        assert taken(shop) == ['{"tags":[]}']
+        query = (
+            "select has_function_privilege(%s, p.oid, 'EXECUTE') from pg_proc p"
+            " where p.pronamespace = 'outbox'::regnamespace and p.proname ~ 'expand'"
+        )
+        assert set(shop.execute(query, [app]).fetchall()) == {(False,)}
 
 
 def test_a_statement_that_is_cancelled_is_cancelled(shop: psycopg.Connection) -> None:

@@ -53,7 +53,7 @@ async def partitions(conn: AsyncConnection) -> list[Finding]:
             Finding(
                 "partitions", PROBLEM if soon else WARNING,
                 f"outbox.{parent} has no partition for {and_more([str(day['day']) for day in days])}: rows of then "
-                "will lie in the default one, which is never dropped.",
+                "will lie in the default one, and are not dropped with a day but deleted row by row.",
                 "Let a daemon run, which makes them each minute, or: select outbox.make_partitions();",
             )
         )  # fmt: skip
@@ -64,13 +64,11 @@ async def partitions(conn: AsyncConnection) -> list[Finding]:
             [answer] = await rows(conn, _DEFAULT_HAS_ROWS[row["name"]])
             holds = answer["has"]
         if holds:
-            column = {"events": "created_at", "attempts": "at"}[row["parent"]]
             found.append(
                 Finding(
-                    "partitions", WARNING,
-                    f"outbox.{row['name']} has rows ({row['size']}): a day had no partition. They are as good as all "
-                    "others, but are never dropped with a partition.",
-                    f"Once they are older than you keep history, delete them by {column}.",
+                    "partitions", OK,
+                    f"outbox.{row['name']} has rows ({row['size']}): of days without a partition. They are as good as "
+                    "all others, and retention deletes them row by row.",
                 )
             )  # fmt: skip
     return found or [Finding("partitions", OK, f"Today and the next {DAYS_AHEAD} days have theirs.")]
