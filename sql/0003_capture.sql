@@ -3,7 +3,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (3, 'capture', '49c1f1dd78a381ee19bc30efb63ce8ffa5180adee86db9a9a52d7d15b343bc1e');
+values (3, 'capture', 'eda2d99faa8f0fa956c18f2390fdf9a5df2eee5757275210561778c1cd08b1d5');
 
 -- The doorbell. 2: a daemon sleeps and wants to be woken; else when it rang last, in milliseconds since 1970. NOTIFY takes
 -- a lock that makes all committing transactions of the database queue, so a trigger notifies only for a sleeping daemon. A
@@ -78,22 +78,33 @@ begin
         return format('to_json(%s.*)', row_alias);
     elsif not names_columns then
         return format(
+            -- The tempting json_each() over the record itself reads each escape in it, and fails for \u0000 and for half
+            -- a pair of surrogates, which a column of type json may hold: \\ and \u are put otherwise meanwhile.
             E'(\n'
             '    select (''{'' || coalesce(string_agg(\n'
-            '        to_json(f.key)::text || '':'' || case\n'
-            '            when json_typeof(f.value) <> ''string'' or f.key not in (\n'
-            '                select a.attname from pg_attribute as a\n'
+            '        f.name || '':'' || case\n'
+            '            when json_typeof(f.value) <> ''string'' or f.name not in (\n'
+            '                select to_json(a.attname::text)::text from pg_attribute as a\n'
             '                where a.attrelid = $1 and a.attname like ''%%\\_ts'' and not a.attisdropped\n'
             '                    and a.atttypid in (''timestamptz''::regtype, ''timestamp''::regtype)\n'
-            '            ) then f.value::text\n'
+            '            ) then replace(replace(f.value::text, %3$s, %2$s), %5$s, %4$s)\n'
             '            when isfinite((f.value #>> ''{}'')::timestamptz)\n'
             '                then floor(extract(epoch from (f.value #>> ''{}'')::timestamptz))::bigint::text\n'
             '            else ''null''\n'
             '        end, '','' order by f.place\n'
             '    ), '''') || ''}'')::json\n'
-            '    from json_each(to_json(%s.*)) with ordinality as f (key, value, place)%s\n'
+            '    from (\n'
+            '        select replace(replace(to_json(e.key)::text, %3$s, %2$s), %5$s, %4$s) as name, e.value, e.place\n'
+            '        from json_each(replace(replace(to_json(%1$s.*)::text, %4$s, %5$s), %2$s, %3$s)::json)\n'
+            '            with ordinality as e (key, value, place)\n'
+            '    ) as f%6$s\n'
             ')',
-            row_alias, coalesce(E'\n    where f.key = any (' || quote_literal(chosen) || '::text[])', '')
+            row_alias, $l$E'\\u'$l$, $l$E'\\\\u'$l$, $l$E'\\\\'$l$, $l$E'\\\\e'$l$,
+            case
+                when chosen is null then ''
+                else E'\n    where f.name = any ('
+                    || quote_literal(array(select to_json(c)::text from unnest(chosen) as c)) || '::text[])'
+            end
         );
     end if;
     return format('(select to_json(outbox_record.*) from (select %s) as outbox_record)', columns);
@@ -284,7 +295,7 @@ declare
     trace constant text :=
         '(select t.said from (select current_setting(''outbox.traceparent'', true) as said) as t where t.said '
         '~ ''^(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$'')';
-    suppressed constant text := 'current_setting(''outbox.suppress'', true) in (''on'', ''true'', ''yes'', ''1'')';
+    suppressed constant text := 'lower(current_setting(''outbox.suppress'', true)) in (''on'', ''true'', ''yes'', ''1'')';
     source text;
     fast text[];
     traced text[];
@@ -312,6 +323,11 @@ begin
     if relation_kind not in ('r', 'p') then
         raise exception '% is not an ordinary or partitioned table.', attach.relation
             using errcode = 'wrong_object_type', hint = 'Attach the tables that a view or foreign table reads.';
+    end if;
+    if relation_kind = 'r' and exists (select from pg_inherits i where i.inhparent = attach.relation) then
+        raise exception '% has tables that inherit from it: what is written to them by their names is not seen.',
+            attach.relation
+            using errcode = 'wrong_object_type', hint = 'A partitioned table can be attached, with all its partitions.';
     end if;
     if exists (
         select from pg_class c
@@ -565,11 +581,12 @@ begin
                 else
                     -- As the row filters of logical replication do it: what nobody may see is never sent, and a
                     -- subscriber's copy is never left behind. A row that comes to fulfil the condition is a CREATE,
-                    -- one that no longer does is a DELETE with the last record that did. The tempting `new row or
-                    -- old row fulfils it` sends, once, just the record that the condition is to keep back.
+                    -- one that no longer does is a DELETE with the last record that did, and one whose key changed
+                    -- is both: nobody knows which old row it was. The tempting `new row or old row fulfils it` sends,
+                    -- once, just the record that the condition is to keep back.
                     captured_type := 'captured.type';
                     rows_of := format(
-                        E'select case when %5$s or outbox_other.fulfils then ''UPDATE'' else ''CREATE'' end as type,\n'
+                        E'select case when %5$s or not outbox_other.fulfils then ''CREATE'' else ''UPDATE'' end as type,\n'
                         '                %1$s, %2$s as data\n'
                         '            from outbox_new as outbox_row\n'
                         '            left join outbox_old as outbox_other_row on %3$s\n'
@@ -584,7 +601,7 @@ begin
                         '            union all\n'
                         '            select ''DELETE'', %1$s, %2$s\n'
                         '            from outbox_old as outbox_row\n'
-                        '            join outbox_new as outbox_other_row on %3$s\n'
+                        '            left join outbox_new as outbox_other_row on %3$s\n'
                         '            cross join lateral (\n'
                         '                select %4$s is true as fulfils from (select outbox_row.*) as outbox_row\n'
                         '            ) as outbox_this\n'
@@ -592,7 +609,7 @@ begin
                         '                select %4$s is true as fulfils\n'
                         '                from (select outbox_other_row.*) as outbox_other_row\n'
                         '            ) as outbox_other\n'
-                        '            where outbox_this.fulfils and not outbox_other.fulfils',
+                        '            where outbox_this.fulfils and (%5$s or not outbox_other.fulfils)',
                         record_columns, captured, same_record, holds, is_new, source
                     );
                 end if;
