@@ -3,7 +3,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (5, 'retention', 'e99e0679ebf64ec502007ffed9939f5cf4183748155342070fd6bee7fbcb366c');
+values (5, 'retention', 'fd0c8f31907d539e6311a5fee6342fe8b012a3476204b24ea3cff43f8f707798');
 
 -- Read from the catalog and not from the names, so that a DBA's own partitions (a month, a year) count as well. The
 -- one without an end, and the default, have no `until` and are never whole days of the past.
@@ -81,6 +81,11 @@ begin
         -- Nothing is routed into this day from here on: a change captured then and routed only now would be lost
         -- between the look at what is owed and the drop. Reads go on, and writes of every other day.
         if not dry_run then
+            -- Nor is anything of it replayed: what becomes owed between that look and the drop would be lost.
+            if not pg_try_advisory_xact_lock(hashtextextended('outbox.replay', 0)) then
+                fate := 'held';
+                return;
+            end if;
             begin
                 execute format('lock table outbox.%I in share row exclusive mode nowait', partition);
             exception when lock_not_available or undefined_table then
@@ -173,7 +178,7 @@ $$;
 comment on function outbox.prune_partition(text, timestamptz, timestamptz, boolean) is
     'Drops a partition that ends before the time. fate: dropped; thinned: only the kept rows are left, as they are '
     'many; owed: left as it is, because most of it is owed; busy: somebody has the whole table for long; held: '
-    'somebody has this partition (autovacuum, a late route); gone: not there, or too young. kept: events that are still owed. dead_before: deliveries that died earlier count as not owed.';
+    'somebody has this partition (autovacuum, a late route) or replays; gone: not there, or too young. kept: events that are still owed. dead_before: deliveries that died earlier count as not owed.';
 revoke execute on function outbox.prune_partition(text, timestamptz, timestamptz, boolean) from public;
 
 -- Deletes from some blocks of a default partition. The tempting `where created_at < … limit 10000` until nothing is left
@@ -213,6 +218,10 @@ begin
     if dry_run then
         execute 'select count(*) ' || doomed into found_rows using cutoff, dead_before;
     else
+        -- Not beside a replay: what it makes owed is not seen before it commits.
+        if parent = 'events' and not pg_try_advisory_xact_lock(hashtextextended('outbox.replay', 0)) then
+            raise exception 'A replay is under way.' using errcode = 'lock_not_available';
+        end if;
         execute 'delete ' || doomed using cutoff, dead_before;
         get diagnostics found_rows = row_count;
     end if;

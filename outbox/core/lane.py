@@ -26,6 +26,8 @@ class Held(NamedTuple):
     """The monotonic clock just before the claim."""
     start_before: float
     """Until when its POST may begin, on the monotonic clock: later, the lease could run out meanwhile."""
+    start_before_wall: float = math.inf
+    """The same in seconds since 1970: the monotonic clock stands while a machine is suspended."""
 
 
 @dataclass(slots=True)

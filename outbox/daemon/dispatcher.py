@@ -19,7 +19,7 @@ from outbox.daemon.settler import Settler
 from outbox.daemon.targets import Targets
 from outbox.http.sender import Sender
 from outbox.metrics.reading import Reading, of_tally, one
-from outbox.postgres.pool import Link
+from outbox.postgres.pool import ANSWER_SECONDS, Link
 from outbox.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ class Dispatcher:
     ) -> None:
         self._drain_timeout = settings.drain_timeout
         fetching, claiming, settling = self._links = [
-            Link(settings.dsn or "", name, pooling=settings.pooling) for name in ("fetch", "claim", "settle")
+            Link(settings.dsn or "", name, pooling=settings.pooling, deadline=ANSWER_SECONDS)
+            for name in ("fetch", "claim", "settle")
         ]
         self._stopped = asyncio.Event()
         self._wake = asyncio.Event()

@@ -135,7 +135,8 @@ class Intake:
         known = size if self._record_bytes is None else self._record_bytes
         self._record_bytes = max(1000.0, size, (known + size) / 2)
         start_before = clock + self._wait_in_hand
-        self._buffer.put([Held(delivery, claimed.now, clock, start_before) for delivery in claimed.deliveries])
+        wall = start_before - time.monotonic() + time.time()
+        self._buffer.put([Held(delivery, claimed.now, clock, start_before, wall) for delivery in claimed.deliveries])
         self._start_senders()
         # PostgreSQL may answer the next statement before the event loop has had a turn: first the POSTs.
         before = time.monotonic()

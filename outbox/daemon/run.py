@@ -18,7 +18,7 @@ from outbox.daemon.targets import Targets
 from outbox.errors import SchemaError, UsageError
 from outbox.http.sender import Sender
 from outbox.postgres import housekeeping, migrations
-from outbox.postgres.pool import Link, connected
+from outbox.postgres.pool import ANSWER_SECONDS, Link, connected
 from outbox.secrets import SecretBox
 from outbox.settings import Pooling, Settings
 
@@ -48,7 +48,8 @@ async def run_daemon(
     psycopg.Error when the database can not be reached at the start; later it waits for it.
     """
     dsn = settings.dsn or ""
-    await _prepare(dsn, settings.pooling)
+    if not await _prepared(dsn, settings.pooling, stop):
+        return 0
     link = functools.partial(Link, dsn, settings=None, pooling=settings.pooling)
     outage = Outage()
     async with Sender.of(settings, connections=settings.concurrency) as sender:
@@ -115,8 +116,21 @@ async def _stop_when(stop: asyncio.Event, dispatcher: Dispatcher, house: "asynci
     dispatcher.stop()
 
 
+async def _prepared(dsn: str, pooling: Pooling, stop: asyncio.Event) -> bool:
+    """Return whether the database is ready, or False when the end was asked for meanwhile."""
+    preparing, stopping = asyncio.create_task(_prepare(dsn, pooling)), asyncio.create_task(stop.wait())
+    await asyncio.wait({preparing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    is_ready = preparing.done()
+    for task in (preparing, stopping):
+        task.cancel()
+    await asyncio.gather(preparing, stopping, return_exceptions=True)
+    if is_ready:
+        await preparing
+    return is_ready
+
+
 async def _prepare(dsn: str, pooling: Pooling) -> None:
-    async with connected(dsn, "start", pooling=pooling) as conn:
+    async with connected(dsn, "start", pooling=pooling, deadline=ANSWER_SECONDS) as conn:
         encoding = conn.info.parameter_status("server_encoding")
         if encoding != "UTF8":
             raise SchemaError(f"The database's encoding is {encoding}; outbox needs UTF8, in which records are sent.")

@@ -4,7 +4,7 @@ import asyncio
 import datetime as dt
 import random
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import structlog
 
@@ -90,6 +90,14 @@ class Senders:
         return len(cut_off)
 
     async def _send(self) -> None:
+        try:
+            await self._send_while_possible()
+        finally:
+            # Not by a callback of the task, which comes a turn of the loop later: the settle of this POST may be
+            # answered before, and start no other in its place. Nobody would do it before the next look.
+            self._tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+
+    async def _send_while_possible(self) -> None:
         while held := self._buffer.take():
             result: Answer | Failure | None = None
             started = time.monotonic()
@@ -109,7 +117,7 @@ class Senders:
     async def _try(self, held: Held, started: float) -> Answer | Failure | None:
         """Make one try, or give the delivery back and return None. `started`: the monotonic clock now."""
         target = self._targets.get(held.delivery.config_id)
-        if target is None or not target.sends or started > held.start_before:
+        if target is None or not target.sends or started > held.start_before or time.time() > held.start_before_wall:
             self._settler.give_back(held.delivery)
             return None
         if target.fault:

@@ -104,8 +104,8 @@ class Settler:
         with contextlib.suppress(*TRANSIENT):
             # Before there is anything to settle: later the POSTs may have taken the last descriptor.
             await self._link.connection()
-        while self.count or not self._ending:
-            if not self.count:
+        while self.count or self._circuits.is_behind or not self._ending:
+            if not self.count and not self._circuits.is_behind:
                 self._something.clear()
                 await self._something.wait()
                 continue
@@ -135,8 +135,13 @@ class Settler:
     async def _settle(self, conn: psycopg.AsyncConnection) -> int:
         """Settle a batch. What fails stays at the head of the line and is repeated as it was."""
         batch = [self._finished[n][1] for n in range(min(ROWS, len(self._finished)))]
-        if not batch:
-            return 0
+        if batch:
+            await self._settle_batch(conn, batch)
+        if (batch or self._circuits.is_behind) and await self._circuits.note(conn, batch):
+            self._ring()
+        return len(batch)
+
+    async def _settle_batch(self, conn: psycopg.AsyncConnection, batch: list[Attempt]) -> None:
         try:
             settled = await queue.settle(conn, batch)
         except psycopg.DataError as error:
@@ -157,9 +162,6 @@ class Settler:
         self._settled(len(batch))
         if settled.freed:
             self._freed()
-        if await self._circuits.note(conn, batch):
-            self._ring()
-        return len(batch)
 
     async def _release(self, conn: psycopg.AsyncConnection) -> None:
         """Release what was given back, once.

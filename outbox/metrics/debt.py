@@ -14,7 +14,7 @@ import structlog
 
 from outbox.postgres import figures
 from outbox.postgres.figures import ConfigDebt, Figures
-from outbox.postgres.pool import TRANSIENT, Link
+from outbox.postgres.pool import ANSWER_SECONDS, TRANSIENT, Link
 from outbox.settings import Pooling
 
 FRESH = 5.0
@@ -54,7 +54,7 @@ class DebtWatch:
     """
 
     def __init__(self, dsn: str, *, worst: int, pooling: Pooling = Pooling.AUTO) -> None:
-        self._link = Link(dsn, "metrics", settings=figures.SETTINGS, pooling=pooling)
+        self._link = Link(dsn, "metrics", settings=figures.SETTINGS, pooling=pooling, deadline=ANSWER_SECONDS)
         self._worst = worst
         self._known: Debt | None = None
         self._next_at = 0.0

@@ -51,6 +51,10 @@ _PARAMETERS: dict[str, Any] = {
     "tcp_user_timeout": 30_000,
 }
 
+ANSWER_SECONDS = 60.0
+"""The deadline of whoever must go on. Keepalives find a host that is gone, but not one behind a proxy that is there: a
+link through it can be dead for ever without an error. Longer than any statement of the queue takes on a bad day."""
+
 TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError, OSError)
 """What passes when the database is back: connection lost or refused, shutdown, deadlock, disk full, a standby."""
 
@@ -62,8 +66,19 @@ class _Connection(psycopg.AsyncConnection[Any]):
     records would be read over thirty turns, with nothing left to send meanwhile.
     """
 
+    deadline: float | None = None
+    """Seconds that the server may take for an answer."""
+
     async def wait(self, gen: PQGen[_Result], *options: Any, **named: Any) -> _Result:  # noqa: ANN401 - as psycopg's
-        return await super().wait(_eager(gen, self.pgconn.socket), *options, **named)
+        waiting = super().wait(_eager(gen, self.pgconn.socket), *options, **named)
+        if self.deadline is None:
+            return await waiting
+        try:
+            # Cancelled, psycopg has the server cancel the statement, and gives up after some seconds.
+            async with asyncio.timeout(self.deadline):
+                return await waiting
+        except TimeoutError:
+            raise TimeoutError(f"PostgreSQL did not answer a statement within {self.deadline:g} s.") from None
 
 
 def _eager(gen: PQGen[_Result], socket: int) -> Generator[Wait, Ready | int, _Result]:
@@ -87,7 +102,8 @@ class Link:
     """One autocommit connection to the database, for one task at a time.
 
     After one of TRANSIENT call `drop`; the next `connection` opens a new one, or raises what keeps it from that.
-    `settings` hold for each of its statements; by default they are those that the queue's statements need.
+    `settings` hold for each of its statements; by default they are those that the queue's statements need. `deadline`:
+    seconds that an answer may take; None where somebody waits for notifications, or for as long as it takes.
     """
 
     def __init__(
@@ -97,7 +113,9 @@ class Link:
         *,
         settings: Mapping[str, str] | None = _QUEUE_SETTINGS,
         pooling: Pooling = Pooling.AUTO,
+        deadline: float | None = None,
     ) -> None:
+        self._deadline = deadline
         # What the DSN says itself stands.
         self._dsn = make_conninfo(
             "", **(_PARAMETERS | {"fallback_application_name": f"outbox {name}"} | conninfo_to_dict(dsn))
@@ -112,6 +130,7 @@ class Link:
         """Return the connection, opened if need be."""
         if self._conn is None or self._conn.closed:
             conn = await _Connection.connect(self._dsn, autocommit=True)
+            conn.deadline = self._deadline
             try:
                 self.is_pooled = await self._meet(conn)
             except BaseException:
@@ -165,10 +184,15 @@ def _cursor_with(settings: Mapping[str, str]) -> type[psycopg.AsyncCursor[Any]]:
 
 @contextlib.asynccontextmanager
 async def connected(
-    dsn: str, name: str, *, settings: Mapping[str, str] | None = None, pooling: Pooling = Pooling.AUTO
+    dsn: str,
+    name: str,
+    *,
+    settings: Mapping[str, str] | None = None,
+    pooling: Pooling = Pooling.AUTO,
+    deadline: float | None = None,
 ) -> AsyncIterator[psycopg.AsyncConnection]:
     """Open a Link's connection, and close it at the end."""
-    link = Link(dsn, name, settings=settings, pooling=pooling)
+    link = Link(dsn, name, settings=settings, pooling=pooling, deadline=deadline)
     try:
         yield await link.connection()
     finally:
@@ -187,7 +211,9 @@ class Links:
         settings: Mapping[str, str] | None = None,
         pooling: Pooling = Pooling.AUTO,
     ) -> None:
-        self._idle = [Link(dsn, name, settings=settings, pooling=pooling) for _ in range(count)]
+        self._idle = [
+            Link(dsn, name, settings=settings, pooling=pooling, deadline=ANSWER_SECONDS) for _ in range(count)
+        ]
         self._free = asyncio.Semaphore(count)
 
     @contextlib.asynccontextmanager

@@ -109,8 +109,9 @@ select set_config('jit', 'off', true), set_config('enable_hashjoin', 'off', true
     set_config('enable_mergejoin', 'off', true)
 """
 
-# Who inserts deliveries for old events takes turns. A statement that began before another one's commit does not see
-# that its delivery is owed again, was delivered meanwhile and is gone: no key would conflict, and it went out twice.
+# Who makes old events owed takes turns. A statement that began before another one's commit does not see that its
+# delivery is owed again, was delivered meanwhile and is gone: no key would conflict, and it went out twice. And
+# retention, which takes turns with them, would not see that the event is owed, and would let it go.
 TURN: LiteralString = "select pg_advisory_xact_lock(hashtextextended('outbox.replay', 0))"
 
 _COUNT_DEAD = """
@@ -208,7 +209,7 @@ async def _batch(
     query = SQL(_BATCH_OF).format(selection=keys, action=SQL(action))
     async with conn.transaction():
         await conn.execute(SETTINGS)
-        if action is _OWE_AGAIN:
+        if action is not _COUNT_ONLY:
             await conn.execute(TURN)
         row = await (await conn.execute(query, parameters, prepare=False)).fetchone()
     assert row is not None  # noqa: S101 - it always has one

@@ -64,7 +64,7 @@ class Fate(StrEnum):
     BUSY = "busy"
     """Left for the next time: somebody reads the whole table for long."""
     HELD = "held"
-    """Left for the next time: somebody has this partition, such as autovacuum or a late route."""
+    """Left for the next time: somebody has this partition, such as autovacuum or a late route, or replays."""
     GONE = "gone"
     """Another one was faster."""
     FAILED = "failed"

@@ -1,13 +1,28 @@
 """A committed change reaches its subscribers as the contract says, whatever they answer."""
 
+import asyncio
 import json
+import time
 
 import psycopg
 import pytest
 
 from outbox.core.model import FailureKind
+from outbox.postgres import routing
+from outbox.postgres.pool import connected
 from outbox.secrets import SecretBox
-from tests.daemons import add_config, add_contacts, attach_contacts, eventually, make_due, owed, running, until_empty
+from tests.daemons import (
+    LOOPBACK,
+    add_config,
+    add_contacts,
+    attach_contacts,
+    dispatching,
+    eventually,
+    make_due,
+    owed,
+    running,
+    until_empty,
+)
 from tests.receiver import (
     Behaviour,
     BrokenHttp,
@@ -284,3 +299,17 @@ async def test_what_was_claimed_before_a_pause_is_given_back(contacts: psycopg.C
             seen = len(receiver.requests)
             assert seen < 100
             assert len(owed(contacts)) == 100 - seen
+
+
+async def test_a_slot_is_used_again_however_soon_the_settle_is_answered(contacts: psycopg.Connection, db: str) -> None:
+    """Before the loop has told anybody of the task's end: nothing else would start a POST until the next poll."""
+    with Receiver() as receiver:
+        add_config(contacts, receiver.url)
+        add_contacts(contacts, 1, 3)
+        async with dispatching(db, concurrency=1, allow_networks=LOOPBACK) as dispatcher, connected(db, "test") as conn:
+            loop = asyncio.get_running_loop()
+            settler, intake = dispatcher._settler, dispatcher._fetcher._intake  # noqa: SLF001 - the moment between two turns
+            settler.add = lambda _: loop.call_soon(dispatcher._note_settled, 1)  # type: ignore[assignment]  # noqa: SLF001
+            routed = await routing.route(conn, low=0, rows=10, slots=3, room=10, rooms={}, lease=60.0)
+            await intake.admit(conn, routed, time.monotonic())
+            await receiver.wait_for_async(3)

@@ -10,9 +10,11 @@ from structlog.testing import capture_logs
 
 from outbox.daemon.settler import LATE
 from tests.daemons import (
+    LOOPBACK,
     add_config,
     add_contacts,
     attach_contacts,
+    dispatching,
     doorbell_is_up,
     eventually,
     make_due,
@@ -128,6 +130,7 @@ async def test_every_connection_terminated_under_load(contacts: psycopg.Connecti
     with Receiver() as receiver:
         add_config(contacts, receiver.url)
         async with running(db):
+            await eventually(lambda: doorbell_is_up(contacts))  # it has started: until then it would end
             for start in range(0, 2000, 100):
                 add_contacts(contacts, start, 100)
                 contacts.execute(
@@ -305,3 +308,32 @@ async def test_a_stop_does_not_wait_for_a_statement_that_is_blocked(contacts: ps
                 )
             )
             stop.set()
+
+
+async def test_what_was_in_hand_of_a_machine_that_was_suspended_is_given_back(
+    contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The monotonic clock stands meanwhile, and the leases run out: what others have sent is not sent again."""
+    gate, now = Gate(), time.time
+    with Receiver() as receiver:
+        add_config(contacts, receiver.url_for("/a"))
+        async with dispatching(db, concurrency=2, allow_networks=LOOPBACK, request_timeout=30.0) as dispatcher:
+            running_ = asyncio.create_task(dispatcher.run())
+            add_contacts(contacts, 1, 100)  # it is known to be quick then, and more of it is taken in hand
+            await receiver.wait_for_async(100)
+            receiver.answer("/a", gate)
+            add_contacts(contacts, 101, 20)
+            await receiver.wait_for_async(101)
+            await eventually(lambda: dispatcher.reading()["outbox_waiting"][""][0] > 0)
+            waiting = dispatcher.reading()["outbox_waiting"][""][0]
+            begun = len(receiver.requests)
+            monkeypatch.setattr(time, "time", lambda: now() + 3600.0)
+            gate.open()
+            await eventually(lambda: dispatcher.reading()["outbox_deliveries_given_back_total"][""][0] >= waiting)
+            assert len(receiver.requests) == begun
+            monkeypatch.undo()
+            await receiver.wait_for_async(120)
+            await eventually(lambda: not owed(contacts))
+            dispatcher.stop()
+            await running_
+        assert len(receiver.requests) == 120

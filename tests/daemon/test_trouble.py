@@ -140,3 +140,34 @@ async def test_a_rate_limit_is_held_and_nothing_is_lost_by_it(contacts: psycopg.
         add_contacts(contacts, 1, 50)
         await until_empty(db)
         assert len(receiver.requests) == 50
+
+
+async def test_what_a_try_says_is_counted_once_the_database_can_take_it(contacts: psycopg.Connection, db: str) -> None:
+    """The outcome is settled already, and nothing else may come that would close the circuit of a healthy endpoint."""
+    with Receiver() as receiver:
+        receiver.answer("/sick", Status(503))
+        add_config(contacts, receiver.url_for("/sick"), number_of_attempts=5)
+        add_config(contacts, receiver.url_for("/watch"), resource="postbackconfig")
+        add_contacts(contacts, 1, OPENS_AFTER)
+        async with running(db):
+            await eventually(lambda: told(receiver) == ["opened"])
+            contacts.execute(
+                "create function disk_full() returns trigger language plpgsql as "
+                "$$ begin raise exception 'full' using errcode = 'disk_full'; end $$"
+            )
+            contacts.execute(
+                "create trigger full_disk before update on outbox.config_state for each row "
+                "when (new.failures = 0 and old.failures > 0) execute function disk_full()"
+            )
+            try:
+                receiver.answer("/sick", Status(204))
+                probe_now(contacts)
+                delivered = "select count(*) from outbox.attempts where outcome = 'delivered'"
+                before = contacts.execute(delivered).fetchone()
+                make_due(contacts)
+                await eventually(lambda: contacts.execute(delivered).fetchone() != before)
+                contacts.execute("update outbox.config_state set probe_at = now() + interval '1 hour'")
+            finally:
+                contacts.execute("drop trigger full_disk on outbox.config_state")
+                contacts.execute("drop function disk_full")
+            await eventually(lambda: told(receiver) == ["opened", "closed"])

@@ -10,7 +10,7 @@ import pytest
 
 from outbox.postgres import retention
 from outbox.postgres.housekeeping import ElsewhereError, turn
-from outbox.postgres.replay import replay
+from outbox.postgres.replay import TURN, replay
 from outbox.postgres.retention import Fate, Report
 from outbox.postgres.selection import Filter, State
 from tests.daemons import add_config, until_empty
@@ -542,3 +542,25 @@ async def test_what_was_delivered_can_not_be_replayed_without_its_tries(
     await prune(aconn)
     assert await replay(aconn, chosen) == 0
     assert conn.execute("select count(*) from outbox.deliveries").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("in_default", [False, True], ids=["a day", "the default"])
+async def test_what_a_replay_makes_owed_meanwhile_is_kept(
+    conn: psycopg.Connection, aconn: psycopg.AsyncConnection, every_db: str, *, in_default: bool
+) -> None:
+    """It commits after retention has looked at what is owed, and before that asks for the last lock."""
+    config = add_config(conn, "http://127.0.0.1:9/")
+    date = day(conn, 40)
+    if in_default:
+        conn.execute(f"drop table outbox.events_{date:%Y%m%d}".encode())
+    old = event(conn, date)
+    with psycopg.connect(every_db) as replaying:
+        replaying.execute(TURN)
+        owe(replaying, old, config)
+        pruning = asyncio.create_task(prune(aconn))
+        await asyncio.sleep(0.1)
+        replaying.commit()
+        await pruning
+    assert len(where(conn, old)) == 1
+    await prune(aconn)
+    assert where(conn, old) == ["outbox.events_default"]

@@ -1,0 +1,75 @@
+"""A link to the database can be dead without an error, behind a proxy that lives: it is given up."""
+
+import asyncio
+import signal
+from collections import Counter
+
+import psycopg
+import pytest
+
+from outbox.demo.supervisor import free_port
+from tests.daemons import (
+    add_config,
+    add_contacts,
+    attach_contacts,
+    daemon_process,
+    doorbell_is_up,
+    eventually,
+    owed,
+    running,
+)
+from tests.database_proxy import DatabaseProxy
+from tests.receiver import Gate, Receiver
+
+
+@pytest.fixture
+def contacts(conn: psycopg.Connection) -> psycopg.Connection:
+    """A connection to a database whose contacts are attached."""
+    attach_contacts(conn)
+    return conn
+
+
+@pytest.mark.parametrize("moment", ["idle", "in flight"])
+async def test_links_that_say_nothing_any_more_are_given_up(
+    contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Keepalives reach the proxy only. A settle whose answer is lost is repeated: nothing is sent twice."""
+    monkeypatch.setattr("outbox.daemon.dispatcher.ANSWER_SECONDS", 0.5)
+    gate = Gate()
+    async with DatabaseProxy(db) as proxy:
+        with Receiver(default=gate) as receiver:
+            add_config(contacts, receiver.url)
+            async with running(proxy.dsn, poll_interval=0.1, request_timeout=2.0):
+                await eventually(lambda: doorbell_is_up(contacts))
+                add_contacts(contacts, 1, 20)
+                await receiver.wait_for_async(20)
+                if moment == "idle":
+                    gate.open()
+                    await eventually(lambda: not owed(contacts))
+                assert proxy.mute() >= 3
+                gate.open()
+                add_contacts(contacts, 21, 20)
+                await receiver.wait_for_async(40)
+                await eventually(lambda: not owed(contacts))
+            arrived = Counter(each.data["id"] for each in receiver.requests)
+    assert arrived == dict.fromkeys(range(1, 41), 1)
+
+
+async def test_the_end_is_heard_while_the_start_waits_for_an_answer(db: str) -> None:
+    """The server took the connection, and says nothing more."""
+    port = free_port()
+    asked = asyncio.Event()
+
+    async def say_nothing(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await asyncio.sleep(3600)
+        writer.close()
+
+    server = await asyncio.start_server(say_nothing, "127.0.0.1", port)
+    async with server:
+        dsn = psycopg.conninfo.make_conninfo(db, host="127.0.0.1", port=port, connect_timeout=3600, sslmode="disable")
+        with daemon_process(dsn) as daemon:
+            async with asyncio.timeout(30):
+                await asked.wait()
+            daemon.process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(daemon.process.wait, 30) == 0
