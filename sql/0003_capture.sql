@@ -3,7 +3,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (3, 'capture', 'eda2d99faa8f0fa956c18f2390fdf9a5df2eee5757275210561778c1cd08b1d5');
+values (3, 'capture', '1ed48d47a225bd882574fe1d964ecfebfcdc8b6fb63903ebed350e29a096752a');
 
 -- The doorbell. 2: a daemon sleeps and wants to be woken; else when it rang last, in milliseconds since 1970. NOTIFY takes
 -- a lock that makes all committing transactions of the database queue, so a trigger notifies only for a sleeping daemon. A
@@ -839,6 +839,13 @@ begin
         where t.tgfoid = any (function_oids) and not t.tgisinternal
             and t.tgrelid in (select detach.relation union select m.relid from pg_partition_tree(detach.relation) as m)
     loop
+        if not pg_has_role((select c.relowner from pg_class c where c.oid = member), 'usage') then
+            raise exception '%', format(
+                'Only the owner of %1$s can take its triggers off: drop trigger outbox_insert on %1$s; '
+                'drop trigger outbox_update on %1$s; drop trigger outbox_delete on %1$s;', member
+            )
+                using errcode = 'insufficient_privilege';
+        end if;
         execute format('drop trigger if exists outbox_insert on %s', member);
         execute format('drop trigger if exists outbox_update on %s', member);
         execute format('drop trigger if exists outbox_delete on %s', member);

@@ -3,7 +3,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (6, 'roles', '33081e83277089cdc7af60f15929cb649c5483752992768dea6fdbc141587c8a');
+values (6, 'roles', 'f10fe4b76466dcb469de7e18b7d8eba3ca09cd36444f6d89b34772f17d6e7bcf');
 
 create function outbox.grant_roles() returns text []
 language plpgsql
@@ -64,6 +64,8 @@ declare
         ['outbox_api', 'select', 'table outbox.events'],
         ['outbox_api', 'select', 'table outbox.attempts'],
         ['outbox_api', 'select', 'table outbox.users'],
+        -- For the figures of /metrics: how many wait, and since when.
+        ['outbox_api', 'select (seq, created_at)', 'table outbox.outbox'],
 
         ['outbox_reader', 'usage', 'schema outbox'],
         ['outbox_reader', 'select', 'table outbox.migrations'],

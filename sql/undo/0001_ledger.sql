@@ -1,5 +1,13 @@
 -- Undoes 0001_ledger.sql.
 set local lock_timeout = '5s';
+lock table outbox.migrations in share row exclusive mode;
+do $$
+begin
+    if exists (select from outbox.migrations where version > 1) then
+        raise exception 'Undo the later files first: see outbox.migrations.';
+    end if;
+end
+$$;
 
 drop table outbox.migrations;
 

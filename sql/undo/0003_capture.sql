@@ -1,6 +1,13 @@
 -- Undoes 0003_capture.sql: every attached table is detached, every expand unregistered.
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
+do $$
+begin
+    if exists (select from outbox.migrations where version > 3) then
+        raise exception 'Undo the later files first: see outbox.migrations.';
+    end if;
+end
+$$;
 delete from outbox.migrations where version = 3;
 
 -- One by one: detaching a parent detaches its partitions, so each is looked at again.

@@ -2,6 +2,13 @@
 -- cluster's, and stay.
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
+do $$
+begin
+    if exists (select from outbox.migrations where version > 6) then
+        raise exception 'Undo the later files first: see outbox.migrations.';
+    end if;
+end
+$$;
 delete from outbox.migrations where version = 6;
 
 do $$

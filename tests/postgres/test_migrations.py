@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from outbox.postgres.migrations import differences, known_migrations, migrate, sealed, sql_folder
+from outbox.postgres.migrations import Migration, differences, known_migrations, migrate, sealed, sql_folder
 from tests.servers import fresh_database
 
 CATALOG = """
@@ -135,3 +135,11 @@ def test_psql_alone_installs_and_undoes_without_a_superuser(server_dsn: str) -> 
 def psql(dsn: str, path: Path) -> subprocess.CompletedProcess[str]:
     command = ["psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-1", "-f", str(path), dsn]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("migration", known_migrations()[:-1], ids=lambda each: each.name)
+def test_nothing_is_undone_before_what_came_later(empty_db: str, migration: Migration) -> None:
+    """Tables would go from under triggers that are still there, and the application's writes fail."""
+    asyncio.run(migrate(empty_db))
+    with pytest.raises(psycopg.errors.RaiseException, match="Undo the later files first"):
+        apply_file(empty_db, (sql_folder() / "undo" / migration.file_name).read_text())
