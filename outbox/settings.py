@@ -72,10 +72,20 @@ def _seconds(least: float, most: float) -> Callable[[str], float]:
         found = _DURATION.fullmatch(text)
         value = float(found[1]) * _UNITS[found[2] or "s"] if found else -1.0
         if not least <= value <= most:
-            raise _WrongError(f"a time from {least:g} to {most:g} seconds, such as 15, 500ms, 30s, 5m, 12h or 30d")
+            raise _WrongError(
+                f"a time from {_in_words(least)} to {_in_words(most)}, such as 15 (seconds), 500ms, 30s, 5m, 12h or 30d"
+            )
         return value
 
     return parse
+
+
+def _in_words(seconds: float) -> str:
+    for unit, size in reversed(_UNITS.items()):
+        count = round(seconds / size, 6)
+        if count >= 1 and count == int(count):
+            return f"{count:g}{unit}"
+    return f"{seconds:g}s"
 
 
 def _networks(text: str) -> tuple[Network, ...]:

@@ -22,9 +22,8 @@ def demo(*, once: bool, verbose: bool) -> None:
     It creates a config, changes contacts and checks each postback against the contract; then it goes on until Ctrl-C.
     """
     logs.configure(level=logging.INFO if verbose else logging.WARNING)
-    # A terminal that can not show a letter shows its number.
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+        sys.stdout.reconfigure(line_buffering=True)
     with EmbeddedPostgres(fsync=False) as server:
         options.run_async(play(server, once=once, say=click.echo))
     if not once:

@@ -1,7 +1,10 @@
 """The command `outbox`: puts the groups of commands together and turns errors into one message and an exit code."""
 
+import errno
 import importlib
+import os
 import sys
+from typing import Any
 
 import click
 import psycopg
@@ -29,6 +32,9 @@ _MODULES = {
 """The module of each command. Only that of the one that is run is loaded: the daemon needs no pages, `top` no API."""
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+
+
 class _Commands(click.Group):
     def list_commands(self, _ctx: click.Context) -> list[str]:
         return sorted(_MODULES)
@@ -38,6 +44,15 @@ class _Commands(click.Group):
             return None
         command: click.Command = getattr(importlib.import_module(f"outbox.cli.{_MODULES[name]}"), name)
         return command
+
+    def main(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - as click's
+        try:
+            return super().main(*args, **options)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            click.echo(f"Error: The output can not be written: {error.strerror}.", err=True)
+            sys.exit(1)
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -58,7 +73,24 @@ class _Commands(click.Group):
 @click.version_option(__version__, prog_name="outbox")
 def main() -> None:
     """Tell subscribers of every committed change of a row."""
+    _fill_standard_streams()
     _leave_no_core()
+
+
+def _fill_standard_streams() -> None:
+    # What is closed would be the number of the next file or socket, and the event loop's own: it aborts then.
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdin = sys.stdin or open(0, encoding="utf-8")  # noqa: SIM115 - to the end of the process
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8")  # noqa: SIM115
+    # A terminal that can not show a letter shows its number.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _leave_no_core() -> None:

@@ -1,6 +1,7 @@
 """What commands share: options made from the settings, JSON output, and the way into asyncio."""
 
 import asyncio
+import codecs
 import contextlib
 import datetime as dt
 import functools
@@ -66,7 +67,9 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 def print_json(value: object) -> None:
     """Print a value as JSON; times become ISO 8601, ids strings."""
-    click.echo(clean_json(json.dumps(value, default=_plain, ensure_ascii=False, indent=2)))
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    ascii_only = codecs.lookup(encoding).name != "utf-8"  # JSON has escapes of its own for what can not be shown
+    click.echo(clean_json(json.dumps(value, default=_plain, ensure_ascii=ascii_only, indent=2)))
 
 
 def _plain(value: object) -> object:

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import datetime as dt
 import itertools
-import signal
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 import click
 
+from outbox import signals
 from outbox.cli import deliveries, options, plain
 from outbox.errors import OutboxError, UsageError
 from outbox.postgres import history, missing
@@ -164,10 +164,11 @@ async def _until_stopped(course: _Course, work: Any) -> None:  # noqa: ANN401 - 
     def stop() -> None:
         course.stop.set()
         # The second one ends it as it ends any other command.
-        for each in (signal.SIGTERM, signal.SIGINT):
+        for each in ending:
             loop.remove_signal_handler(each)
 
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    ending = signals.ending()
+    for signum in ending:
         loop.add_signal_handler(signum, stop)
     await work
 

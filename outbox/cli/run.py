@@ -1,14 +1,13 @@
-"""`outbox run`: the daemon in the foreground, ended by SIGTERM or SIGINT."""
+"""`outbox run`: the daemon in the foreground, ended by SIGTERM, SIGINT or SIGHUP."""
 
 import asyncio
 import dataclasses
 import gc
-import signal
 from typing import Any
 
 import click
 
-from outbox import logs
+from outbox import logs, signals
 from outbox.cli import options
 from outbox.daemon.run import run_daemon
 from outbox.daemon.workers import REPORT_TO, REPORTS_FROM, WITH_PARENT, end_with_parent, run_workers
@@ -46,7 +45,7 @@ _SETTINGS = (
 def run(
     settings: Settings, *, until_empty: bool, serve: bool, with_parent: bool, report_to: int | None, reports_from: str
 ) -> None:
-    """Dispatch: route what was captured, send it, settle it, until SIGTERM or SIGINT.
+    """Dispatch: route what was captured, send it, settle it, until SIGTERM, SIGINT or SIGHUP.
 
     The daemon never changes the schema; it refuses one that it does not know. OUTBOX_SECRET_KEY is read from the
     environment only.
@@ -86,7 +85,7 @@ async def _run(settings: Settings, *, serve: bool, with_parent: bool, **how: Any
     stop = asyncio.Event()
     if with_parent:
         end_with_parent(stop)
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    for signum in signals.ending():
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     if not serve:
         return await run_daemon(settings, stop=stop, **how)

@@ -1,12 +1,11 @@
-"""`outbox serve`: the HTTP API in the foreground, ended by SIGTERM or SIGINT."""
+"""`outbox serve`: the HTTP API in the foreground, ended by SIGTERM, SIGINT or SIGHUP."""
 
 import asyncio
-import signal
 
 import click
 import structlog
 
-from outbox import __version__, logs
+from outbox import __version__, logs, signals
 from outbox.api import server
 from outbox.cli import options
 from outbox.daemon import listening
@@ -23,7 +22,7 @@ log = structlog.get_logger("outbox")
     "dsn", "secret_key", "min_attempt_interval", "listen", "metrics_configs", "log_level", *options.DESTINATIONS
 )
 def serve(settings: Settings) -> None:
-    """Serve the HTTP API, on 127.0.0.1:8080 unless OUTBOX_LISTEN says otherwise, until SIGTERM or SIGINT.
+    """Serve the HTTP API, on 127.0.0.1:8080 unless OUTBOX_LISTEN says otherwise, until SIGTERM, SIGINT or SIGHUP.
 
     It dispatches nothing: that is `outbox run`, and `outbox run --serve` is both in one process.
     """
@@ -33,7 +32,7 @@ def serve(settings: Settings) -> None:
 
 async def _serve(settings: Settings) -> None:
     stop = asyncio.Event()
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    for signum in signals.ending():
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     async with options.connect(settings) as conn:
         if problems := migrations.differences(await migrations.applied(conn), migrations.known_migrations()):

@@ -11,6 +11,7 @@ import time
 
 import structlog
 
+from outbox import signals
 from outbox.settings import variable
 
 WITH_PARENT = "--with-parent"
@@ -37,7 +38,7 @@ def run_workers(count: int, *, listens: bool) -> int:
     environment = os.environ | {variable("workers"): "1"}
     arguments = [sys.executable, "-m", "outbox", *_without("--workers", sys.argv[1:]), WITH_PARENT]
     received: list[int] = []
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    for signum in signals.ending():
         signal.signal(signum, lambda each, _frame: received.append(each))
     children: list[subprocess.Popen[bytes]] = []
     pairs = [socket.socketpair() for _ in range(count - 1 if listens else 0)]

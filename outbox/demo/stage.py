@@ -3,13 +3,13 @@
 import asyncio
 import contextlib
 import ipaddress
-import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 
 import psycopg
 from aiohttp import web
 from psycopg.conninfo import make_conninfo
 
+from outbox import signals
 from outbox.api import server as api
 from outbox.daemon.run import run_daemon
 from outbox.demo import contacts, contacts_api
@@ -41,7 +41,7 @@ async def play(server: EmbeddedPostgres, *, once: bool, say: Callable[[str], Non
     before that was known.
     """
     interrupted = asyncio.Event()
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in signals.ending():
         asyncio.get_running_loop().add_signal_handler(signum, interrupted.set)
     dsn = make_conninfo(server.dsn, user=_ROLE)
     await _prepare(server.dsn, dsn)

@@ -1,5 +1,6 @@
 """`outbox run` as people start it: its signals, its exits, its health, its messages."""
 
+import contextlib
 import json
 import signal
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -38,12 +40,22 @@ def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@contextlib.contextmanager
+def hang_up_is(handler: signal.Handlers) -> Iterator[None]:
+    """Have what is started meanwhile begin with that: a test under nohup would let it ignore SIGHUP."""
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_drains_and_exits_0(conn: psycopg.Connection, db: str, signum: int) -> None:
     """What is in flight finishes and is settled before the process ends."""
     attach_contacts(conn)
     gate = Gate()
-    with Receiver(default=gate) as receiver:
+    with hang_up_is(signal.SIG_DFL), Receiver(default=gate) as receiver:
         add_config(conn, receiver.url)
         with daemon_process(db) as daemon:
             daemon.wait_for_event("daemon.started")
@@ -57,6 +69,20 @@ def test_a_signal_drains_and_exits_0(conn: psycopg.Connection, db: str, signum: 
             assert attempt["outcome"] == "delivered"
             assert set(attempt) >= {"event_id", "config_id", "attempt", "status", "duration_ms", "outcome"}
         assert owed(conn) == []
+
+
+def test_what_was_started_with_nohup_outlives_its_terminal(conn: psycopg.Connection, db: str) -> None:
+    """It was asked to."""
+    attach_contacts(conn)
+    with hang_up_is(signal.SIG_IGN), Receiver() as receiver, daemon_process(db) as daemon:
+        add_config(conn, receiver.url)
+        daemon.wait_for_event("daemon.started")
+        daemon.process.send_signal(signal.SIGHUP)
+        add_contacts(conn, 1, 1)
+        eventually_true(lambda: len(receiver.requests) == 1)
+        assert daemon.events("daemon.stopping") == []
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.process.wait(timeout=30) == 0
 
 
 def test_until_empty_says_whether_something_died(conn: psycopg.Connection, db: str) -> None:
