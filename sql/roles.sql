@@ -29,7 +29,7 @@ begin
     inner join pg_catalog.pg_namespace as n on p.pronamespace = n.oid
     where n.nspname = 'outbox' and p.proname = 'grant_roles';
     if owner is null then
-        raise notice 'No outbox.grant_roles() in this database yet: the migration that makes it will grant.';
+        raise notice 'No outbox.grant_roles() in this database yet, as is right before the first migration: that will grant.';
     elsif pg_catalog.pg_has_role(owner, 'usage') then
         perform outbox.grant_roles();
     else

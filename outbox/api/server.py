@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Mapping
+from http import HTTPStatus
 from uuid import uuid4
 
 import psycopg
@@ -76,6 +77,9 @@ async def _ready(request: web.Request) -> web.Response:
     return web.json_response({"ready": not problems, "problems": problems}, status=503 if problems else 200)
 
 
+_ASKED_ALL_DAY = ("/livez", "/readyz", "/metrics")
+
+
 @web.middleware
 async def _answer_with_id(request: web.Request, handler: Handler) -> web.StreamResponse:
     request_id = request[REQUEST_ID] = uuid4()
@@ -85,15 +89,17 @@ async def _answer_with_id(request: web.Request, handler: Handler) -> web.StreamR
         answer.headers["request-id"] = str(request_id)
         answer.headers.update(_FOR_NOBODY_ELSE)
         resource, user = request.match_info.route.resource, request.get(USER)
-        log.info(
-            "request.answered",
-            method=request.method,
-            # Not the path: ids of records, and whatever else somebody puts into a URL, are not for the log.
-            route=resource.canonical if resource else None,
-            status=answer.status,
-            duration_ms=round((time.monotonic() - began) * 1000),
-            user_id=str(user.id) if user else None,
-        )
+        # Not the path: ids of records, and whatever else somebody puts into a URL, are not for the log.
+        route = resource.canonical if resource else None
+        if route not in _ASKED_ALL_DAY or answer.status != HTTPStatus.OK:
+            log.info(
+                "request.answered",
+                method=request.method,
+                route=route,
+                status=answer.status,
+                duration_ms=round((time.monotonic() - began) * 1000),
+                user_id=str(user.id) if user else None,
+            )
     return answer
 
 

@@ -185,10 +185,10 @@ def filter_of(
     """Return what the shared filters choose, ages counted from `now`."""
     if resource is not None and record is None:
         raise UsageError("--resource only says of what kind --record is: give --record too.")
-    return Filter(
-        states=states, config=config, event=event, record=record, resource=resource,
-        since=moment(since, now), until=moment(until, now),
-    )  # fmt: skip
+    first, last = moment(since, now), moment(until, now)
+    if first is not None and last is not None and first >= last:
+        raise UsageError("--since must be before --until: nothing lies between them.")
+    return Filter(states=states, config=config, event=event, record=record, resource=resource, since=first, until=last)
 
 
 def moment(when: When | None, now: dt.datetime) -> dt.datetime | None:

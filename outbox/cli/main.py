@@ -61,6 +61,10 @@ class _Commands(click.Group):
             raise click.UsageError(str(error)) from error
         except OutboxError as error:
             raise click.ClickException(str(error)) from error
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise click.ClickException(
+                f"Postgres: {str(error).strip()}\nWhich role may do what: sql/README.md, Roles."
+            ) from error
         except psycopg.Error as error:
             raise click.ClickException(f"Postgres: {str(error).strip()}") from error
         except UnicodeEncodeError as error:

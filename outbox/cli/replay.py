@@ -14,7 +14,7 @@ import click
 from outbox import signals
 from outbox.cli import deliveries, options, plain
 from outbox.errors import OutboxError, UsageError
-from outbox.postgres import history, missing
+from outbox.postgres import configs, history, missing
 from outbox.postgres import replay as again
 from outbox.postgres.history import DeliveryKey
 from outbox.postgres.pool import TRANSIENT
@@ -79,7 +79,7 @@ def replay(
     With --missing: make deliveries of the kept events that the config wants as it is now and was never owed; the times
     are those of capture.
 
-    Ctrl-C and SIGTERM end it after the batch in hand; it says how to go on with the rest.
+    Ctrl-C, SIGTERM and SIGHUP end it after the batch in hand; it says how to go on with the rest.
     """
     course = _Course(rate=rate, dry_run=dry_run)
     wanted: tuple[State, ...] = ()
@@ -139,6 +139,8 @@ async def _repeat(
             await _paced(course, again.batches(conn, chosen, size=course.size, dry_run=course.dry_run), advance)
         if not course.count and key is not None and await history.delivery(conn, key) is None:
             raise deliveries.unknown(key)
+        if not course.count and chosen.config is not None and not await configs.load(conn, [chosen.config]):
+            raise OutboxError(f"There never was a config {chosen.config}. See: outbox config list")
 
 
 async def _make(settings: Settings, course: _Course, narrowing: dict[str, Any]) -> None:

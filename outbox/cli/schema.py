@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from outbox.cli import options, plain
-from outbox.errors import OutboxError
+from outbox.errors import OutboxError, UsageError
 from outbox.postgres import capture, migrations
 from outbox.postgres.pool import connected
 from outbox.settings import Settings
@@ -77,7 +77,7 @@ def attach(
         _attach(
             settings, table, resource, key=key, location=location,
             product_transaction=product_transaction, serializer=serializer,
-            columns=None if columns is None else next(csv.reader([columns], skipinitialspace=True)),
+            columns=None if columns is None else _names(columns),
             condition=condition,
         )
     )  # fmt: skip
@@ -93,6 +93,15 @@ def attach(
             ("condition", plain.cell(attachment.condition)),
         ]
     )
+
+
+def _names(text: str) -> list[str]:
+    try:
+        return next(csv.reader([text], skipinitialspace=True, strict=True))
+    except csv.Error:
+        raise UsageError(
+            f'--columns: {plain.clean(text)} has a quote without its other: id,name, or with a comma in it id,"a,b".'
+        ) from None
 
 
 @click.command()

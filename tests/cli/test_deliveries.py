@@ -135,3 +135,10 @@ def test_a_delivery_that_never_was_exits_1(db: str, command: list[str]) -> None:
     done = outbox(db, *command, key)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"Error: There is no delivery {key}: neither owed nor in the history.\n"
+
+
+@pytest.mark.parametrize("command", ["deliveries list", "replay"])
+def test_a_period_that_ends_before_it_begins_is_wrong_use(db: str, command: str) -> None:
+    """None of what was meant would be found, and that looks like none there is."""
+    done = outbox(db, *command.split(), "--since", "1h", "--until", "2h")
+    assert (done.returncode, done.stdout, "--since must be before --until" in done.stderr) == (2, "", True)

@@ -183,3 +183,14 @@ def test_a_config_that_never_was_exits_1(db: str) -> None:
     done = outbox(db, "replay", "--missing", "--config", str(config))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"Error: There is no config {config}, or it was removed. See: outbox config list\n"
+
+
+def test_a_config_that_never_was_is_an_error(db: str, conn: psycopg.Connection) -> None:
+    """It is a slip of the pen: what was meant was not replayed. One that was removed is owed nothing, and no slip."""
+    never = outbox(db, "replay", "--config", "00000000-0000-4000-8000-000000000001", "--state", "dead")
+    assert (never.returncode, never.stdout) == (1, "")
+    assert never.stderr.startswith("Error: There never was a config 00000000-0000-4000-8000-000000000001.")
+    config = add_config(conn)
+    conn.execute("update outbox.postback_configs set deleted_at = now()")
+    removed = outbox(db, "replay", "--config", str(config), "--state", "dead")
+    assert (removed.returncode, removed.stderr) == (0, "")

@@ -121,6 +121,7 @@ def test_a_partitioned_table_is_attached_with_its_partitions(db: str, conn: psyc
         (["a.b.c.d", "--resource", "r"], ["a.b.c.d", "is no name"]),
         (['"', "--resource", "r"], []),
         (["contacts", "--resource", "r" * 129], ["resource must have 1 to 128 characters."]),
+        (["contacts", "--resource", "r", "--columns", 'id,"note'], ["--columns", "quote"]),
         (["contacts", "--resource", "r", "--key", "absent"], ["key", "absent"]),
         (["contacts", "--resource", "r", "--key", "note"], ["key", "note", "NOT NULL"]),
         (["contacts", "--resource", "r", "--location", "absent"], ["location", "absent"]),
