@@ -63,11 +63,11 @@ TRY_FIELDS: Mapping[str, tuple[str, str]] = {
 }
 """The fields of a try."""
 FILTERS: Mapping[str, str] = {
-    "postback_config_id": "The logs of this config.",
+    "postback_config_id": "The logs of this config, or of these, separated by commas.",
     "postback_status_id": "Of these statuses, separated by commas; 1 and 2 together or one of them.",
-    "model": "Of this resource; capital letters do not matter.",
-    "model_id": "Of the record with this id.",
-    "changelog_id": "Of this event.",
+    "model": "Of this resource, its first letter small or capital, or of these, separated by commas.",
+    "model_id": "Of the record with this id, or of these, separated by commas; an id may itself have commas.",
+    "changelog_id": "Of this event, or of these, separated by commas.",
     "created_ts": "A range in epoch seconds: one or two of >=N, >N, <N, <=N, with a comma; or N for that second.",
     "state_ts": "The same, of state_ts.",
 }
@@ -207,15 +207,15 @@ def _chosen(request: web.Request, given: Mapping[str, str]) -> Filter:
     statuses = set(given.get("postback_status_id", "1,2,3,4").split(","))
     if not statuses <= _STATUSES.keys():
         raise lists.refuse("postback_status_id", "must be of 1, 2, 3 and 4, separated by commas.")
-    model = given.get("model")
     created, filed = (_range(name, given.get(name)) for name in ("created_ts", "state_ts"))
     return Filter(
         states={_STATUSES[each] for each in statuses},
         tried=None if {"1", "2"} <= statuses else "2" in statuses,
-        config=_uuid("postback_config_id", given.get("postback_config_id")),
-        event=_uuid("changelog_id", given.get("changelog_id")),
-        record=given.get("model_id"),
-        resource=None if model is None else model[:1].lower() + model[1:],
+        config=_uuids("postback_config_id", given.get("postback_config_id")),
+        event=_uuids("changelog_id", given.get("changelog_id")),
+        # The key of several columns is an id with commas.
+        record=None if (record := given.get("model_id")) is None else (record, *record.split(",")),
+        resource=None if (model := given.get("model")) is None else _resources(model),
         since=filed[0],
         until=filed[1],
         created_since=created[0],
@@ -242,11 +242,21 @@ def _time(second: int) -> datetime:
     return datetime.fromtimestamp(second, UTC)
 
 
-def _uuid(name: str, text: str | None) -> UUID | None:
+def _uuids(name: str, text: str | None) -> UUID | tuple[UUID, ...] | None:
+    if text is None:
+        return None
     try:
-        return None if text is None else UUID(text)
+        found = tuple(map(UUID, text.split(",")))
     except ValueError:
-        raise lists.refuse(name, "must be a UUID.") from None
+        raise lists.refuse(name, "must be a UUID, or several, separated by commas.") from None
+    return found[0] if len(found) == 1 else found
+
+
+def _resources(text: str) -> tuple[str, ...]:
+    """Return what these models may be called: a model is the resource with its first letter capital."""
+    return tuple(
+        first + model[1:] for model in text.split(",") if model for first in (model[:1].lower(), model[:1].upper())
+    )
 
 
 def _cursor(cursor: tuple[str, ...]) -> tuple[Position, tuple[int, bool]]:

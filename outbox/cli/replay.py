@@ -139,8 +139,9 @@ async def _repeat(
             await _paced(course, again.batches(conn, chosen, size=course.size, dry_run=course.dry_run), advance)
         if not course.count and key is not None and await history.delivery(conn, key) is None:
             raise deliveries.unknown(key)
-        if not course.count and chosen.config is not None and not await configs.load(conn, [chosen.config]):
-            raise OutboxError(f"There never was a config {chosen.config}. See: outbox config list")
+        config = narrowing["config"]
+        if not course.count and config is not None and not await configs.load(conn, [config]):
+            raise OutboxError(f"There never was a config {config}. See: outbox config list")
 
 
 async def _make(settings: Settings, course: _Course, narrowing: dict[str, Any]) -> None:

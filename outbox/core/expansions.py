@@ -4,9 +4,9 @@ The record is never written anew: its bytes stay as they were captured.
 """
 
 import json
+import re
 
-# Numbers stay text: a numeric of PostgreSQL may have more digits than Python is willing to read.
-_DECODER = json.JSONDecoder(parse_int=str, parse_float=str)
+_TOKENS = re.compile(r'(?P<string>"[^"\\]*(?:\\.[^"\\]*)*")(?P<colon>\s*:)?|[{}\[\],]', re.DOTALL)
 
 
 def names(expands: str) -> list[str]:
@@ -21,23 +21,35 @@ def embed(data: str, expansions: str, expands: str) -> str:
     its members. A name that was not taken is left out, and so is one that the record has as a key of its own. A record
     that is no object stays as it is.
     """
-    record = _DECODER.decode(data)
-    if not isinstance(record, dict):
+    wanted = names(expands)
+    if not wanted or not data.lstrip().startswith("{"):
         return data
-    taken = _members(expansions)
-    added = ",".join(f'"{name}":{taken[name]}' for name in names(expands) if name in taken and name not in record)
+    record, taken = _members(data), _members(expansions)
+    added = ",".join(f'"{name}":{taken[name]}' for name in wanted if name in taken and name not in record)
     if not added:
         return data
     return f"{data.rstrip()[:-1].rstrip()}{',' if record else ''}{added}}}"
 
 
 def _members(text: str) -> dict[str, str]:
-    """Return the values of an object by their keys, each as the text that it is."""
+    """Return the values of an object by their keys, each as the text that it is.
+
+    A parser would write the values anew, and one that calls itself for what is nested ends at a thousand levels.
+    """
     members = {}
-    at, last = 1, len(text) - 1
-    while at < last:
-        name, colon = _DECODER.raw_decode(text, at)
-        _, end = _DECODER.raw_decode(text, colon + 1)
-        members[name] = text[colon + 1 : end]
-        at = end + 1
+    name, begin, depth = "", 0, 0
+    for token in _TOKENS.finditer(text):
+        match token[0][0]:
+            case '"':
+                if depth == 1 and token["colon"]:
+                    name, begin = json.loads(token["string"]), token.end()
+            case "{" | "[":
+                depth += 1
+            case ",":
+                if depth == 1:
+                    members[name] = text[begin : token.start()]
+            case _:
+                depth -= 1
+                if depth == 0 and begin:
+                    members[name] = text[begin : token.start()]
     return members

@@ -103,9 +103,6 @@ class Senders:
             started = time.monotonic()
             try:
                 result = await self._try(held, started)
-            except asyncio.CancelledError:
-                self._settler.give_back(held.delivery)
-                raise
             finally:
                 timed_out = None
                 if result is not None:
@@ -130,10 +127,11 @@ class Senders:
             if span:
                 span.abandon()
             if not isinstance(error, UnsentError):
+                self._settler.give_back(held.delivery, begun=True)
                 raise
             self._note_unsent(error)
-            await asyncio.sleep(UNSENT_PAUSE)
             self._settler.give_back(held.delivery, UNSENT_SECONDS)
+            await asyncio.sleep(UNSENT_PAUSE)
             return None
         except Exception:
             # A bug of ours. It uses up a try all the same, or one record could keep the daemon busy for ever.

@@ -57,7 +57,7 @@ class Settler:
         self._freed = freed
         self._ring = ring
         self._finished: deque[tuple[float, Attempt]] = deque()
-        self._returned: deque[tuple[Delivery, float]] = deque()
+        self._returned: deque[tuple[Delivery, float, bool]] = deque()
         self._something = asyncio.Event()
         self._enough = asyncio.Event()
         self._ending = False
@@ -86,10 +86,10 @@ class Settler:
         if len(self._finished) >= self._goal:
             self._enough.set()
 
-    def give_back(self, delivery: Delivery, after: float = 0.0) -> None:
-        """Take a delivery that was not tried: it is due again in `after` seconds."""
+    def give_back(self, delivery: Delivery, after: float = 0.0, *, begun: bool = False) -> None:
+        """Take a delivery that was not tried, or whose POST was cut off: it is due again in `after` seconds."""
         self._tally.given_back += 1
-        self._returned.append((delivery, after))
+        self._returned.append((delivery, after, begun))
         self._something.set()
 
     def end(self) -> None:
@@ -170,8 +170,9 @@ class Settler:
         released falls due when its lease runs out.
         """
         returned, self._returned = self._returned, deque()
-        waits = {after for _, after in returned}
-        for after in waits:
-            await queue.release(conn, [delivery for delivery, wait in returned if wait == after], after=after)
-        if 0.0 in waits:
+        kinds = {(after, begun) for _, after, begun in returned}
+        for after, begun in kinds:
+            given = [delivery for delivery, *kind in returned if kind == [after, begun]]
+            await queue.release(conn, given, after=after, begun=begun)
+        if any(after == 0.0 for after, _ in kinds):
             self._ring()

@@ -31,7 +31,7 @@ from outbox.settings import DEFAULT_PORTS, Network, Proxy, Settings
 
 _NOT_IN_FIELD = re.compile(r"[^\t\x20-\x7e\x80-\xff]")
 _LONGEST_TIME = 100  # characters of a Retry-After or Date field that is read; a longer one only costs time
-_SECONDS = re.compile(r"0*([0-9]{1,9})")
+_SECONDS = re.compile(r"[0-9]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +174,7 @@ def retry_after(value: str, date: str | None, now: datetime) -> int | None:
         return None
     seconds = _SECONDS.fullmatch(value.strip())
     if seconds:
-        return int(seconds[1])
+        return int(seconds[0])
     until = _http_date(value)
     if until is None:
         return None

@@ -163,7 +163,8 @@ with outcome as materialized (
 select array(select l.place from lost as l), exists (select from following)
 """)
 
-# Release: gives claimed deliveries back, untried. Fenced and ordered like a settle.
+# Release: gives claimed deliveries back, untried. Fenced and ordered like a settle. One whose POST was begun keeps its
+# number, which the subscriber may have seen, and uses up no try: as after a daemon that died.
 _RELEASE = statement("""
 with held as materialized (
     select d.row
@@ -179,7 +180,9 @@ with held as materialized (
     ) as d
 )
 update outbox.deliveries as d
-set attempts = d.attempts - 1, leased = false, due_at = now() + make_interval(secs => %(after)s)
+set attempts = d.attempts - (not %(begun)s::boolean)::integer,
+    attempts_uncounted = d.attempts_uncounted + %(begun)s::boolean::integer, leased = false,
+    due_at = now() + make_interval(secs => %(after)s)
 from held as h where d.ctid = h.row
 """)
 
@@ -264,8 +267,13 @@ async def settle(conn: AsyncConnection, attempts: Sequence[Attempt]) -> Settled:
     return Settled([attempts[place - 1] for place in lost], freed)
 
 
-async def release(conn: AsyncConnection, deliveries: Iterable[Delivery], *, after: float = 0) -> int:
-    """Give claimed deliveries back untried, due in `after` seconds. Returns how many were still ours."""
+async def release(
+    conn: AsyncConnection, deliveries: Iterable[Delivery], *, after: float = 0, begun: bool = False
+) -> int:
+    """Give claimed deliveries back untried, due in `after` seconds. Returns how many were still ours.
+
+    `begun`: their POSTs were cut off, with an outcome that nobody knows.
+    """
     given = list(deliveries)
     cursor = await conn.execute(
         _RELEASE,
@@ -274,6 +282,7 @@ async def release(conn: AsyncConnection, deliveries: Iterable[Delivery], *, afte
             "config": [delivery.config_id for delivery in given],
             "number": [delivery.attempt for delivery in given],
             "after": after,
+            "begun": begun,
         },
     )
     return cursor.rowcount

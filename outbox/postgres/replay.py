@@ -13,7 +13,7 @@ from psycopg.sql import SQL
 
 from outbox.postgres.history import now
 from outbox.postgres.routing import ring
-from outbox.postgres.selection import Filter, Position, State, selection
+from outbox.postgres.selection import Filter, Position, State, selection, several
 
 REPLAYABLE = (State.DELIVERED, State.DEAD)
 """In the order in which they are replayed: a dead change waits for the delivered ones of its record."""
@@ -39,7 +39,7 @@ _SENDABLE: tuple[LiteralString, ...] = (
 # those that have anything: one probe each, where the search for their first batch would have to be planned.
 _CONFIGS: LiteralString = """
 select c.id from outbox.postback_configs as c
-where c.deleted_at is null and (%(config)s::uuid is null or c.id = %(config)s)
+where c.deleted_at is null and (%(config)s::uuid[] is null or c.id = any(%(config)s::uuid[]))
     and (%(locations)s::text[] is null or c.location_id = any(%(locations)s::text[]))
     and exists ({any} offset 0)
 order by c.id
@@ -122,7 +122,7 @@ cross join lateral (
         and (%(since)s::timestamptz is null or d.died_at >= %(since)s)
     offset 0
 ) as d
-where c.deleted_at is null and (%(config)s::uuid is null or c.id = %(config)s)
+where c.deleted_at is null and (%(config)s::uuid[] is null or c.id = any(%(config)s::uuid[]))
     and (%(locations)s::text[] is null or c.location_id = any(%(locations)s::text[]))
 """
 
@@ -218,4 +218,4 @@ async def _batch(
 
 
 def _whose(chosen: Filter) -> dict[str, object]:
-    return {"config": chosen.config, "locations": None if chosen.locations is None else list(chosen.locations)}
+    return {"config": several(chosen.config), "locations": None if chosen.locations is None else list(chosen.locations)}

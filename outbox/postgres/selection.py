@@ -45,17 +45,17 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """Which deliveries: all that is given must hold. `since` is included, `until` is not.
+    """Which deliveries: all that is given must hold, of several values any. `since` is included, `until` is not.
 
     The time of a delivery is `state_at`: when it was delivered, when it died, or of a pending one when it was captured.
     """
 
     states: Collection[State] = LISTED
-    config: UUID | None = None
-    event: UUID | None = None
-    record: str | None = None
+    config: UUID | Collection[UUID] | None = None
+    event: UUID | Collection[UUID] | None = None
+    record: str | Collection[str] | None = None
     """The record's id (`resource_id`)."""
-    resource: str | None = None
+    resource: str | Collection[str] | None = None
     """Of the event."""
     locations: Collection[str] | None = None
     """Of the config. None: all, and the configs without a location."""
@@ -66,6 +66,13 @@ class Filter:
     """When the event was captured."""
     since: datetime | None = None
     until: datetime | None = None
+
+
+def several(value: UUID | str | Collection[UUID] | Collection[str] | None) -> list[UUID | str] | None:
+    """Return the values of a filter's field, each once; None where it chooses all."""
+    if value is None:
+        return None
+    return [value] if isinstance(value, UUID | str) else list(dict.fromkeys(value))
 
 
 class _Source(NamedTuple):
@@ -115,15 +122,21 @@ _SOURCES = {
 # for in every log there is.
 _CONFIGS: LiteralString = """(
     select c.id as config_id from outbox.postback_configs as c
-    where (%(config)s::uuid is null or c.id = %(config)s::uuid)
+    where (%(config)s::uuid[] is null or c.id = any(%(config)s::uuid[]))
         and (%(locations)s::text[] is null or c.location_id = any(%(locations)s::text[]))
-        and (%(resource)s::text is null or c.resource = %(resource)s or %(resource)s = any(c.former_resources))
+        and (
+            %(resource)s::text[] is null or c.resource = any(%(resource)s::text[])
+            or c.former_resources && %(resource)s::text[]
+        )
 )"""
-_EVENT: LiteralString = "(select %(event)s::uuid as event_id)"
-_RECORD: LiteralString = "(select e.id as event_id from outbox.events as e where e.resource_id = %(record)s)"
-_RECORD_OF_RESOURCE: LiteralString = (
-    "(select e.id as event_id from outbox.events as e where e.resource_id = %(record)s and e.resource = %(resource)s)"
+_EVENT: LiteralString = "(select unnest(%(event)s::uuid[]) as event_id)"
+_RECORD: LiteralString = (
+    "(select e.id as event_id from outbox.events as e where e.resource_id = any(%(record)s::text[]))"
 )
+_RECORD_OF_RESOURCE: LiteralString = """(
+    select e.id as event_id from outbox.events as e
+    where e.resource_id = any(%(record)s::text[]) and e.resource = any(%(resource)s::text[])
+)"""
 
 _WITHIN: LiteralString = """exists (
     select from outbox.postback_configs as mine
@@ -131,11 +144,11 @@ _WITHIN: LiteralString = """exists (
 )"""
 _OF_RECORD: LiteralString = """exists (
     select from outbox.events as e
-    where e.id = d.event_id and e.created_at = d.event_created_at and e.resource_id = %(record)s offset 0
+    where e.id = d.event_id and e.created_at = d.event_created_at and e.resource_id = any(%(record)s::text[]) offset 0
 )"""
 _OF_RESOURCE: LiteralString = """exists (
     select from outbox.events as e
-    where e.id = d.event_id and e.created_at = d.event_created_at and e.resource = %(resource)s offset 0
+    where e.id = d.event_id and e.created_at = d.event_created_at and e.resource = any(%(resource)s::text[]) offset 0
 )"""
 
 # The checks stand around the walk of the index, not in it: where it merges the days, the tempting flat query checks the
@@ -228,7 +241,7 @@ def selection(
             others = [*source.checks, *_checks(chosen), *conditions]
             checks = [*others, *source.once]
             edge = [_NOT_NEWER if oldest_first else _NOT_OLDER]
-            if by_config and chosen.config is None:
+            if by_config and not isinstance(chosen.config, UUID):
                 # In the order of capture what was acknowledged twice stands in one place: for that place no row of the
                 # table is needed, and the index alone has the rest.
                 one_place = order is Order.CAPTURED and chosen.since is None and chosen.until is None
@@ -301,7 +314,8 @@ def _rows(
 
 def _parameters(chosen: Filter, limit: int) -> dict[str, Any]:
     return {
-        "config": chosen.config, "event": chosen.event, "record": chosen.record, "resource": chosen.resource,
+        "config": several(chosen.config), "event": several(chosen.event), "record": several(chosen.record),
+        "resource": several(chosen.resource),
         "since": chosen.since, "until": chosen.until, "limit": limit,
         "locations": None if chosen.locations is None else list(chosen.locations),
         "created_since": chosen.created_since, "created_until": chosen.created_until,
@@ -312,7 +326,7 @@ def _conditions(chosen: Filter) -> list[LiteralString]:
     """Return what must hold of a row `d` by itself, beyond what the place where the search begins makes sure of."""
     wanted: list[LiteralString] = []
     if chosen.config is not None and (chosen.event is not None or chosen.record is not None):
-        wanted.append("d.config_id = %(config)s")
+        wanted.append("d.config_id = any(%(config)s::uuid[])")
     if chosen.created_since is not None:
         # Nothing is filed before it was captured: the second half lets the index skip what is older.
         wanted.append("d.event_created_at >= %(created_since)s and {time} >= %(created_since)s")

@@ -58,6 +58,10 @@ async def test_each_filter_narrows(api: Client, tried: str) -> None:
         ({"changelog_id": first["changelog_id"]}, "1"), ({"changelog_id": first["changelog_id"], "model_id": "2"}, ""),
         ({"created_ts": f">={day}"}, "1234"), ({"created_ts": f"<{day}"}, ""), ({"created_ts": f">={day},<{day}"}, ""),
         ({"state_ts": f">{day + 3600}"}, ""),
+        ({"postback_config_id": f"{tried},00000000-0000-4000-8000-000000000001"}, "1234"),
+        ({"changelog_id": f"{first['changelog_id']},{logs['3']['changelog_id']}"}, "13"),
+        ({"model_id": "4,1,1"}, "14"), ({"model_id": "1,2", "model": "tag,contact", "postback_status_id": "4"}, "2"),
+        ({"model": "tag,Contact"}, "1234"), ({"model": "contact"}, "1234"), ({"model": "CONTACT"}, ""),
     ):  # fmt: skip
         assert sorted(each["model_id"] for each in await listed(api, **query)) == list(expected), query
 

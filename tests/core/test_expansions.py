@@ -40,6 +40,8 @@ def test_names_are_in_the_order_of_the_config(expands: str, found: list[str]) ->
         ("[1]", "tags", "[1]"),
         ("null", "tags", "null"),
         ('{"n":' + "9" * 5000 + "}", "logs", '{"n":' + "9" * 5000 + ',"logs":null}'),
+        ('{"n":' + "[" * 5000 + "]" * 5000 + "}", "logs", '{"n":' + "[" * 5000 + "]" * 5000 + ',"logs":null}'),
+        ('{"n":' + '{"tags":' * 5000 + "1" + "}" * 5001, "", '{"n":' + '{"tags":' * 5000 + "1" + "}" * 5001),
     ],
 )
 def test_what_is_asked_for_stands_behind_the_record(data: str, expands: str, sent: str) -> None:

@@ -363,7 +363,7 @@ async def test_no_statement_reads_the_whole_debt_for_its_few_rows(contacts: psyc
     fresh = await link.connection()
     for query, values in (
         (queue._SETTLE, {}),  # noqa: SLF001 - no other way to its plan
-        (queue._RELEASE, {"after": 0}),  # noqa: SLF001
+        (queue._RELEASE, {"after": 0, "begun": False}),  # noqa: SLF001
         (queue._CLAIM, {"after": START, "slots": 9, "room": 9, "lease": 60}),  # noqa: SLF001
     ):
         asked: dict[str, object] = {name: [] for name in re.findall(r"%\((\w+)\)s", query.decode())}
