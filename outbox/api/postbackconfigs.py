@@ -92,8 +92,12 @@ async def _change(request: web.Request) -> web.Response:
         # Locked, so that what is judged together with the change is still so when it is made.
         current = await listing.visible(conn, config_id(request), request[USER].location_ids, lock=True)
         shown = _document(request, current)
-        # Who sends back what he read has changed nothing of it.
-        wanted = {name: value for name, value in raw.items() if name not in READ_ONLY or value != shown.get(name)}
+        # Who sends back what he read has changed nothing of it, and what is stored already is not judged anew.
+        wanted = {
+            name: value
+            for name, value in raw.items()
+            if name not in shown or value != shown[name] or type(value) is not type(shown[name])
+        }
         fields = _validated(request, wanted, current)
         config = current
         if fields:

@@ -165,3 +165,18 @@ async def test_a_wrong_query_is_told(api: Client, query: str) -> None:
     answer = await api.get(f"{PATH}?{query}")
     assert answer.status == 422
     assert (await answer.json())["errors"]
+
+
+async def test_what_was_read_is_sent_back_though_the_rules_became_stricter(api: Client, db: str) -> None:
+    """Nothing of it is a change; what is changed beside it is judged."""
+    made = await create(api, attempt_interval=300)
+    async with serving(Settings(dsn=db, allow_networks=LOOPBACK, min_attempt_interval=600)) as stricter:
+        stricter.session.headers.update(api.session.headers)
+        at = f"{PATH}/{made['id']}"
+        read = (await (await stricter.get(at)).json())["postbackconfig"]
+        sent = await stricter.put(at, json={"postbackconfig": read | {"number_of_attempts": 3}})
+        assert (sent.status, (await sent.json())["postbackconfig"]["number_of_attempts"]) == (200, 3)
+        refused = await stricter.put(at, json={"postbackconfig": {"attempt_interval": 301}})
+        assert refused.status == 422
+        # Equal to what is stored for Python, and no number.
+        assert (await stricter.put(at, json={"postbackconfig": {"number_of_attempts": True}})).status == 422

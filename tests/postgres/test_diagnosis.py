@@ -622,6 +622,33 @@ async def test_a_role_that_is_told_to_fire_no_trigger_is_a_warning(
     assert (found.level, f"{told}: " in found.message) == (WARNING, True)
 
 
+@pytest.mark.parametrize(
+    ("timing", "name", "body", "told"),
+    [
+        ("after", "set_note", "update contacts set location_id = 'x' where id = new.id and location_id <> 'x'", True),
+        ("after", "set_note", "insert into log values (new.id)", False),
+        ("before", "set_note", "update contacts set location_id = 'x' where id = 0", False),
+    ],
+)
+async def test_a_trigger_that_writes_before_the_capture_is_a_warning(
+    aconn: psycopg.AsyncConnection, contacts: psycopg.Connection, timing: str, name: str, body: str, *, told: bool
+) -> None:
+    """Its change is captured first, and subscribers would keep the older record."""
+    contacts.execute("create table log (id int)")
+    contacts.execute(
+        f"create function {name}() returns trigger language plpgsql as $$ begin {body}; return new; end $$".encode()
+    )
+    contacts.execute(
+        f"create trigger {name} {timing} insert or update on contacts for each row execute function {name}()".encode()
+    )
+    contacts.execute("insert into contacts values (1, 's', 'L')")
+    if told:
+        types = "select type, data ->> 'location_id' from outbox.outbox order by seq"
+        assert contacts.execute(types).fetchall() == [("UPDATE", "x"), ("CREATE", "L")]
+    found = only(await capture.capture(aconn))
+    assert (found.level, f"trigger {name} fires before" in found.message) == ((WARNING, True) if told else (OK, False))
+
+
 async def test_a_sequence_that_is_behind_is_a_problem(aconn: psycopg.AsyncConnection, conn: psycopg.Connection) -> None:
     """As after a copy of the rows alone: by what waits, and by what was routed; its advice lets writers go on."""
     assert only(await capture.sequence(aconn)).level is OK

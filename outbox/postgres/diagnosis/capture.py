@@ -168,6 +168,20 @@ where (x.setdatabase = 0 or d.datname = current_database())
 order by 1, 2, 3
 """
 
+# Those of a statement fire after those of its rows, and by their names: what a trigger writes to the same table before
+# ours fires is captured before the change that set it off, and subscribers get the older record last.
+_EARLIER = """
+select t.tgrelid::regclass::text as relation, t.tgname as name
+from outbox.attachments as a
+join pg_trigger as t on t.tgrelid = a.relation and not t.tgisinternal and t.tgenabled <> 'D'
+join pg_proc as p on p.oid = t.tgfoid and p.pronamespace <> 'outbox'::regnamespace
+join pg_class as c on c.oid = t.tgrelid
+where t.tgtype & 66 = 0  -- neither before nor instead of
+    and (t.tgtype & 1 = 1 or t.tgname < 'outbox_')
+    and p.prosrc ~* '\\m(insert|update|delete|merge)\\M' and strpos(lower(p.prosrc), lower(c.relname)) > 0
+order by 1, 2
+"""
+
 _ALL = ("outbox_delete", "outbox_insert", "outbox_update")
 
 
@@ -193,6 +207,16 @@ async def capture(conn: AsyncConnection) -> list[Finding]:
                 "If that is not meant: alter role … or alter database … reset that setting.",
             )
         )  # fmt: skip
+    found += [
+        Finding(
+            "capture", WARNING,
+            f"{row['relation']}: its trigger {row['name']} fires before the capture, and its function names the table: "
+            "what it writes there is captured before the change that set it off.",
+            "If it does: let a trigger before the row change the row itself, or one of the statement named like zz_… "
+            "write.",
+        )
+        for row in await rows(conn, _EARLIER)
+    ]  # fmt: skip
     if found:
         return found
     names = [table["relation"] for table in tables if not table["is_partition"]] or [tables[0]["relation"]]
