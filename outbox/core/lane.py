@@ -53,7 +53,7 @@ class Lane:
     old: int = 0
     """How many were in flight at the last mark, and still are."""
     overdue: int = 0
-    """How many have been in flight for longer than who is quick takes."""
+    """How many have been in flight for longer than QUICK_SECONDS."""
     pace: float = 0.0
     queued: bool = False
     """Whether it will have its turn."""
@@ -82,7 +82,10 @@ class Lane:
         return 0 if self.is_full else min(len(self.waiting), math.ceil(min(self.limit, self.useful)) - self.in_flight)
 
     def is_silent(self, clock: float) -> bool:
-        """Whether one in flight should have been answered: until then no other is started, unless it answers late."""
+        """Whether a POST in flight is unanswered for longer than QUICK_SECONDS: no other is started then.
+
+        Not of a config that is known to answer late.
+        """
         return self.in_flight > 0 and clock - self.silent_since > QUICK_SECONDS and not self.answers_late
 
     def note_timed_out(self) -> Standing:

@@ -33,7 +33,7 @@ class Marks:
         self._tops: deque[tuple[float, int]] = deque()
         self._missing: deque[tuple[float, int]] = deque()
         self.latest = _NEVER
-        """Before which nothing is due that a claim does not see which begins now."""
+        """A claim that begins now sees all that was due before this time: the last route's, less LAG."""
         self._forget_at = 0.0
 
     def __bool__(self) -> bool:
@@ -76,8 +76,8 @@ class Marks:
         """Note a claim that walked the configs `after` one, or `to_the_last`; `config_ids`: one for each delivery.
 
         `latest` is that of the moment when the claim began: there may have been a route since, and it did not see that.
-
-        Who got all that he had room for has nothing before what he `reached`; who got less has nothing at all.
+        A config whose room was filled has nothing due before what it `reached`; one that got less has nothing due
+        before `latest`.
         """
         taken = Counter(config_ids)
         for config_id in rooms.keys() | taken.keys():

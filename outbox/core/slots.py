@@ -9,7 +9,7 @@ LEAST_SHARE = 16
 """This part of the slots is there for each standing, whatever the others have."""
 
 FEW_SLOTS = 8
-"""With so many slots it is one at least; with fewer there may be none for who is not quick."""
+"""From so many slots on each standing has at least one; with fewer, those that are not quick may have none."""
 
 
 class Standing(IntEnum):

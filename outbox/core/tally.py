@@ -48,7 +48,7 @@ class Tally:
         self.given_back = 0
         """Leased deliveries that were given back untried."""
         self.leases_lost = 0
-        """Tries whose lease was another's when they were settled."""
+        """Tries settled after their lease had passed to another claim."""
         self.attempts = dict.fromkeys(_expected_attempts(), 0)
         """Tries by outcome and status class. What can be expected is there from the start, with 0."""
         self.durations = Histogram(DURATION_BOUNDS)

@@ -30,14 +30,14 @@ class Claimer:
         self._rest = Rest(GATHER_TIMES, most=poll_interval)
         self._cursor = NO_CONFIG
         self.is_behind = True
-        """Whether something may be due since the last claim, or that did not come to the last config."""
+        """Whether something may be due: the last claim stopped before the last config, or something woke us since."""
         self.is_flooded = False
         """Whether more is captured for those that are in hand than they can take: what they want, the routes bring."""
 
     @property
     def is_owed(self) -> bool:
         """Whether something may be due that was not looked at."""
-        return self.is_behind or self._rest.is_overtaken
+        return self.is_behind or self._rest.has_unseen
 
     @property
     def next_look(self) -> float:
@@ -48,9 +48,9 @@ class Claimer:
         """Let the next claim not be put off."""
         self._rest.end()
 
-    def overtake(self) -> None:
+    def note_unseen(self) -> None:
         """Note that a route left something due, which no claim has seen."""
-        self._rest.is_overtaken = True
+        self._rest.has_unseen = True
 
     @property
     def is_possible(self) -> bool:
@@ -109,6 +109,6 @@ class Claimer:
             latest=latest,
         )  # fmt: skip
         self._cursor = NO_CONFIG if to_the_last else max(config_ids)
-        all_taken = to_the_last and from_the_first and not self._rest.is_overtaken and not self.is_flooded
+        all_taken = to_the_last and from_the_first and not self._rest.has_unseen and not self.is_flooded
         self._intake.note(found, rooms=rooms, room=room, all_taken=all_taken)
         return len(config_ids), to_the_last

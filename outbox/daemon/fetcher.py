@@ -15,7 +15,7 @@ from outbox.daemon.claimer import Claimer
 from outbox.daemon.doorbell import Doorbell
 from outbox.daemon.governed_claimer import GovernedClaimer
 from outbox.daemon.intake import Intake
-from outbox.daemon.outage import Outage, Patience
+from outbox.daemon.outage import Outage, ReconnectBackoff
 from outbox.daemon.router import Router
 from outbox.daemon.settler import Settler
 from outbox.daemon.targets import Targets
@@ -91,7 +91,7 @@ class Fetcher:
 
     def note_freed(self) -> None:
         """Look again: a settle has made later changes of its records due."""
-        self._governed_claimer.overtake()
+        self._governed_claimer.note_unseen()
         self._wake.set()
 
     def stop(self) -> None:
@@ -103,7 +103,7 @@ class Fetcher:
     async def run(self, *, until_empty: bool) -> None:
         """Fetch until `stop` or, with `until_empty`, until nothing is due or in hand. Raises what is no outage."""
         self._until_empty = until_empty
-        patience = Patience()
+        backoff = ReconnectBackoff()
         while not self._stopping:
             if self._wake.is_set():
                 self._wake.clear()
@@ -124,11 +124,11 @@ class Fetcher:
                 self._targets.doubt()
                 await self._link.drop()
                 await self._claimer.drop()
-                await patience.wait()
+                await backoff.wait()
                 self._wake.set()  # nobody knows what fell due meanwhile
                 continue
             self._outage.ended()
-            patience.restored()
+            backoff.restored()
             self.turned_at = time.monotonic()
             if found:
                 continue

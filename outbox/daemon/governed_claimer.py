@@ -41,12 +41,12 @@ class GovernedClaimer:
 
     @property
     def _is_anything_left(self) -> bool:
-        return self.is_behind or self._rest.is_overtaken
+        return self.is_behind or self._rest.has_unseen
 
     @property
     def is_in_doubt(self) -> bool:
         """Whether a route left something for a config that may be governed, and none was known to be."""
-        return self._rest.is_overtaken and not self._are_some
+        return self._rest.has_unseen and not self._are_some
 
     @property
     def next_look(self) -> float:
@@ -61,14 +61,14 @@ class GovernedClaimer:
         """Let the next claim not be put off."""
         self._rest.end()
 
-    def overtake(self) -> None:
+    def note_unseen(self) -> None:
         """Note that something was left due which no claim has seen."""
-        self._rest.is_overtaken = True
+        self._rest.has_unseen = True
 
     async def prepare(self, conn: psycopg.AsyncConnection) -> None:
         """Learn whether there are any."""
         self._are_some = await governed.prepare(conn)
-        self._rest.is_overtaken &= self._are_some
+        self._rest.has_unseen &= self._are_some
 
     async def claim(self, conn: psycopg.AsyncConnection) -> bool:
         """Claim what is due of some of them; returns whether to go on with the others at once."""

@@ -22,11 +22,11 @@ LEAST_WAIT_IN_HAND = 5.0
 BYTES_IN_HAND = 10_000_000
 """Bytes of records that are claimed ahead at most, by the mean size of the last ones."""
 
-FIRST_GUESS = 1_000_000
+ASSUMED_BYTES_OF_A_CLAIM = 1_000_000
 """Bytes of a record before any was seen: the first claim is small."""
 
-UNSEEN = 200_000
-"""Bytes of a record before any was seen, for what is only routed."""
+ASSUMED_BYTES_OF_A_ROUTE = 200_000
+"""Bytes of a record before any was seen, for what is routed: more at a time, as most of it is leased to nobody."""
 
 LEFT_FOR_ROUTES = 100
 """Slots that a claim leaves, of which at most a quarter, to the routes that run beside it."""
@@ -60,13 +60,14 @@ class Intake:
     def slots(self) -> int:
         """How many deliveries may be claimed now. A record larger than the budget is taken by itself."""
         in_hand = self._buffer.in_hand + self._reserved
-        by_size = max(0 if in_hand else 1, int(BYTES_IN_HAND / (self._record_bytes or FIRST_GUESS)) - in_hand)
+        record = self._record_bytes or ASSUMED_BYTES_OF_A_CLAIM
+        by_size = max(0 if in_hand else 1, int(BYTES_IN_HAND / record) - in_hand)
         return min(max(0, self._buffer.slots - self._reserved), by_size)
 
     @property
     def records(self) -> float:
         """How many records make up what may be in hand, by the mean size of the last ones."""
-        return BYTES_IN_HAND / (self._record_bytes or UNSEEN)
+        return BYTES_IN_HAND / (self._record_bytes or ASSUMED_BYTES_OF_A_ROUTE)
 
     @property
     def is_full(self) -> bool:

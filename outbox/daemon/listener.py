@@ -9,7 +9,7 @@ from collections.abc import Callable
 import psycopg
 import structlog
 
-from outbox.daemon.outage import Patience
+from outbox.daemon.outage import ReconnectBackoff
 from outbox.postgres.pool import TRANSIENT, Link
 
 log = structlog.get_logger("outbox")
@@ -20,7 +20,7 @@ async def listen(link: Link, wake: Callable[[], None]) -> None:
 
     Returns, after one warning, where a pooler keeps notifications from coming.
     """
-    patience = Patience()
+    backoff = ReconnectBackoff()
     while True:
         try:
             conn = await link.connection()
@@ -29,7 +29,7 @@ async def listen(link: Link, wake: Callable[[], None]) -> None:
                 await link.drop()
                 return
             await conn.execute("listen outbox")
-            patience.restored()
+            backoff.restored()
             wake()  # for what was missed until here
             async for _ in conn.notifies():
                 wake()
@@ -39,4 +39,4 @@ async def listen(link: Link, wake: Callable[[], None]) -> None:
             await link.drop()
             raise
         await link.drop()
-        await patience.wait()
+        await backoff.wait()

@@ -1,4 +1,4 @@
-"""The database is away: said once when it goes and once when it returns, and waited for with growing patience."""
+"""The database is away: said once when it goes and once when it returns, and waited for with growing pauses."""
 
 import asyncio
 import random
@@ -33,7 +33,7 @@ class Outage:
             log.info("database.returned")
 
 
-class Patience:
+class ReconnectBackoff:
     """One loop's pauses between its calls: each longer than the last, with dice, so that no daemons march in step."""
 
     def __init__(self) -> None:

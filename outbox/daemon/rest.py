@@ -18,13 +18,13 @@ class Rest:
         self._began = 0.0
         self._gathers_until = 0.0
         self._rests_until = 0.0
-        self.is_overtaken = False
+        self.has_unseen = False
         """Whether something was left due since the last claim began, which does not see it."""
 
     @property
     def ends(self) -> float:
         """When, on the monotonic clock."""
-        return self._gathers_until if self.is_overtaken else self._rests_until
+        return self._gathers_until if self.has_unseen else self._rests_until
 
     def put_off(self, moment: float) -> float:
         """Return when to look at what falls due at some moment: no sooner than where nothing was found."""
@@ -37,7 +37,7 @@ class Rest:
     def claim_begins(self) -> None:
         """Note that one begins: what a former one found says nothing of it."""
         self.end()
-        self.is_overtaken = False
+        self.has_unseen = False
         self._began = time.monotonic()
 
     def claimed_all(self, *, found: bool) -> None:

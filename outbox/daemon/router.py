@@ -38,11 +38,11 @@ passing it by would take longer than routing it."""
 QUIET_SECONDS = 0.1
 """How long no route looks where nothing was left to find, and the doorbell, which was up by then, does not ring."""
 
-OVERTAKE_ROWS = 20_000
-"""Outbox rows of a flood that are passed at a time, to find what stands behind them: some 50 ms for PostgreSQL."""
+OVERTAKE_SCAN = 20_000
+"""Outbox rows that are looked at in one pass behind a flood: some 50 ms for PostgreSQL."""
 
-OVERTAKE_SLOTS = 500
-"""How many of them are routed at a time, and leased as far as there are slots."""
+OVERTAKE_ROWS = 500
+"""How many rows from behind a flood are routed at a time; they are leased as far as there are slots."""
 
 OVERTAKE_SECONDS = (0.01, 0.05)
 """Pause from one look behind a flood, up to the end, to the next: at least, while they find something, and at most."""
@@ -198,10 +198,10 @@ class Router:
         now = time.monotonic()
         if now >= self._pass_again_at:
             self._passed, self._pass_seconds, self._pass_again_at = self._top, 0.0, math.inf
-        (rooms, room), slots = self._intake.rooms(), self._intake.reserve(OVERTAKE_SLOTS)
+        (rooms, room), slots = self._intake.rooms(), self._intake.reserve(OVERTAKE_ROWS)
         try:
             routed = await routing.overtake(
-                conn, low=max(self._passed, self._top), scan=OVERTAKE_ROWS, flood=self._flood, rows=OVERTAKE_SLOTS,
+                conn, low=max(self._passed, self._top), scan=OVERTAKE_SCAN, flood=self._flood, rows=OVERTAKE_ROWS,
                 slots=slots, room=room, rooms=rooms, lease=self._intake.lease,
             )  # fmt: skip
         except BaseException:
@@ -230,9 +230,9 @@ class Router:
         self._routed_lately += routed.rows
         left = sum(routed.left.values())
         if left:
-            self._claimer.overtake()
+            self._claimer.note_unseen()
         if routed.created > len(routed.deliveries) + left:
-            self._governed_claimer.overtake()
+            self._governed_claimer.note_unseen()
         self._tally.routed += routed.rows
         self._tally.created += routed.created
         self._tally.leased_at_once += len(routed.deliveries)

@@ -12,7 +12,7 @@ import structlog
 from outbox.core.model import Attempt, Dead, Delivery
 from outbox.core.tally import Tally
 from outbox.daemon.circuits import Circuits
-from outbox.daemon.outage import Outage, Patience
+from outbox.daemon.outage import Outage, ReconnectBackoff
 from outbox.postgres import queue
 from outbox.postgres.pool import TRANSIENT, Link
 
@@ -100,7 +100,7 @@ class Settler:
 
     async def run(self) -> None:
         """Write down what comes, until `end`. Raises what is no outage."""
-        patience = Patience()
+        backoff = ReconnectBackoff()
         with contextlib.suppress(*TRANSIENT):
             # Before there is anything to settle: later the POSTs may have taken the last descriptor.
             await self._link.connection()
@@ -117,10 +117,10 @@ class Settler:
             except TRANSIENT as error:
                 self._outage.began(error)
                 await self._link.drop()
-                await patience.wait()
+                await backoff.wait()
                 continue
             self._outage.ended()
-            patience.restored()
+            backoff.restored()
             if busy and not self._ending:
                 await self._gather_until(began + PAUSE)
 

@@ -28,11 +28,7 @@ KEEP_ALIVE = 15.0
 
 _SWEEP = 5.0  # seconds from one look for unused connections to the next
 _NEXT_ADDRESS = 0.25  # seconds that an address has to itself before the next one is tried too (RFC 8305)
-
-
 _PROXY_SHARE = 0.5  # of the time that is left: how much of it connecting to the proxy may take
-
-
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 _SCARCE = 16  # descriptors: a look-up takes a few, and several go on at a time

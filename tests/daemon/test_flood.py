@@ -96,7 +96,7 @@ async def test_what_stands_behind_a_flood_is_leased(
 ) -> None:
     """Whenever it is committed: each look goes on where the last ended, and now and then all is looked at again."""
     monkeypatch.setattr(router_module, "OVERTAKE_AGAIN", 0.0)
-    monkeypatch.setattr(router_module, "OVERTAKE_ROWS", 1000)
+    monkeypatch.setattr(router_module, "OVERTAKE_SCAN", 1000)
     with Receiver(default=Hang()) as receiver, psycopg.connect(db) as late:
         add_config(contacts, receiver.url)
         other = add_config(contacts, receiver.url, location_id="M")
@@ -170,7 +170,7 @@ async def test_what_nobody_wants_does_not_have_a_flood_passed_from_its_beginning
     contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A look that brings nothing else ends the flood, as far as one can see, and the next one finds it again."""
-    monkeypatch.setattr(router_module, "OVERTAKE_ROWS", 2000)
+    monkeypatch.setattr(router_module, "OVERTAKE_SCAN", 2000)
     monkeypatch.setattr(router_module, "AHEAD_SECONDS", 0.0)
     with Receiver(default=Hang()) as receiver:
         add_config(contacts, receiver.url)

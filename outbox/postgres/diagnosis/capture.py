@@ -172,11 +172,15 @@ order by 1, 2, 3
 # ours fires is captured before the change that set it off, and subscribers get the older record last.
 _EARLIER = """
 select t.tgrelid::regclass::text as relation, t.tgname as name
-from outbox.attachments as a
-join pg_trigger as t on t.tgrelid = a.relation and not t.tgisinternal and t.tgenabled <> 'D'
+from pg_trigger as t
 join pg_proc as p on p.oid = t.tgfoid and p.pronamespace <> 'outbox'::regnamespace
 join pg_class as c on c.oid = t.tgrelid
-where t.tgtype & 66 = 0  -- neither before nor instead of
+where not t.tgisinternal and t.tgenabled <> 'D' and t.tgtype & 66 = 0  -- neither before nor instead of
+    and exists (
+        select from pg_trigger as ours
+        join pg_proc as f on f.oid = ours.tgfoid and f.pronamespace = 'outbox'::regnamespace
+        where ours.tgrelid = t.tgrelid
+    )
     and (t.tgtype & 1 = 1 or t.tgname < 'outbox_')
     and p.prosrc ~* '\\m(insert|update|delete|merge)\\M' and strpos(lower(p.prosrc), lower(c.relname)) > 0
 order by 1, 2
