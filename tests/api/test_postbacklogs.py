@@ -8,6 +8,7 @@ import pytest
 from yarl import URL
 
 from outbox.core.model import Dead, Delivered, Outcome, Retry
+from outbox.postgres.pool import connected
 from outbox.settings import Settings
 from tests.apis import Client, new_user, serving
 from tests.tried import add_config, attach_contacts, route, try_all
@@ -64,6 +65,20 @@ async def test_each_filter_narrows(api: Client, tried: str) -> None:
         ({"model": "tag,Contact"}, "1234"), ({"model": "contact"}, "1234"), ({"model": "CONTACT"}, ""),
     ):  # fmt: skip
         assert sorted(each["model_id"] for each in await listed(api, **query)) == list(expected), query
+
+
+async def test_a_model_is_found_by_what_the_list_calls_it_and_a_record_by_an_id_with_commas(
+    api: Client, conn: psycopg.Connection, db: str
+) -> None:
+    """A resource may begin with a capital letter, and a key be of two columns."""
+    conn.execute("create table parts (a int, b int, location_id text default 'L', primary key (a, b))")
+    conn.execute("select outbox.attach('parts', 'Part')")
+    conn.execute("update outbox.postback_configs set resource = 'Part' where id = %s", [add_config(conn)])
+    conn.execute("insert into parts values (7, 8)")
+    async with connected(db, "test") as aconn:
+        await route(aconn)
+    for query in ({"model": "Part"}, {"model": "part"}, {"model_id": "7,8"}, {"model_id": "7,8", "model": "x,Part"}):
+        assert [(each["model"], each["model_id"]) for each in await listed(api, **query)] == [("Part", "7,8")], query
 
 
 @pytest.mark.parametrize("sort", ["state_ts", "-state_ts", "created_ts", "-created_ts"])
