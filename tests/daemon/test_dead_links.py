@@ -2,12 +2,12 @@
 
 import asyncio
 import signal
+import socket
 from collections import Counter
 
 import psycopg
 import pytest
 
-from outbox.demo.supervisor import free_port
 from tests.daemons import (
     add_config,
     add_contacts,
@@ -57,19 +57,13 @@ async def test_links_that_say_nothing_any_more_are_given_up(
 
 async def test_the_end_is_heard_while_the_start_waits_for_an_answer(db: str) -> None:
     """The server took the connection, and says nothing more."""
-    port = free_port()
-    asked = asyncio.Event()
-
-    async def say_nothing(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked.set()
-        await asyncio.sleep(3600)
-        writer.close()
-
-    server = await asyncio.start_server(say_nothing, "127.0.0.1", port)
-    async with server:
-        dsn = psycopg.conninfo.make_conninfo(db, host="127.0.0.1", port=port, connect_timeout=3600, sslmode="disable")
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        mute.settimeout(30)
+        dsn = psycopg.conninfo.make_conninfo(
+            db, host="127.0.0.1", port=mute.getsockname()[1], connect_timeout=3600, sslmode="disable"
+        )
         with daemon_process(dsn) as daemon:
-            async with asyncio.timeout(30):
-                await asked.wait()
-            daemon.process.send_signal(signal.SIGTERM)
-            assert await asyncio.to_thread(daemon.process.wait, 30) == 0
+            asking, _ = await asyncio.to_thread(mute.accept)
+            with asking:
+                daemon.process.send_signal(signal.SIGTERM)
+                assert await asyncio.to_thread(daemon.process.wait, 30) == 0
