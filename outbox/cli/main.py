@@ -32,7 +32,7 @@ _MODULES = {
 """The module of each command. Only that of the one that is run is loaded: the daemon needs no pages, `top` no API."""
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Commands(click.Group):

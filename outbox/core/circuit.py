@@ -62,6 +62,20 @@ class Condition:
     """Since a delivery first died; None when none did since it recovered."""
 
 
+def together(earlier: Run, later: Run) -> Run:
+    """Return what two runs of one config say, one after the other."""
+    died = earlier.died or later.died
+    if later.succeeded:
+        return replace(later, died=died)
+    return Run(
+        succeeded=earlier.succeeded,
+        failures=earlier.failures + later.failures,
+        troubles=earlier.troubles + later.troubles,
+        died=died,
+        reason=later.reason or earlier.reason,
+    )
+
+
 def runs(attempts: Iterable[Attempt]) -> dict[UUID, Run]:
     """Return what finished tries say of each config. A try that had nothing to send says nothing."""
     found: dict[UUID, Run] = {}

@@ -6,6 +6,7 @@ The record is never written anew: its bytes stay as they were captured.
 import json
 import re
 
+# Of JSON only: a string without an end would take it quadratic time.
 _TOKENS = re.compile(r'(?P<string>"[^"\\]*(?:\\.[^"\\]*)*")(?P<colon>\s*:)?|[{}\[\],]', re.DOTALL)
 
 

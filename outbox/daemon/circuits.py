@@ -1,13 +1,13 @@
 """Watches how the configs fare: counts what the settled tries say of them, and has each change made and told."""
 
-from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from uuid import UUID
 
 import psycopg
 import structlog
 
-from outbox.core.circuit import Change, changes, runs
+from outbox.core.circuit import Change, Run, changes, runs, together
 from outbox.core.model import Attempt
 from outbox.postgres import circuits
 
@@ -19,8 +19,7 @@ _EVENTS = {
     Change.RECOVERED: "config.recovered",
 }
 
-_MOST_UNCOUNTED = 10_000
-"""Tries that are kept to be counted later: more would only say the same."""
+_NOTHING = Run()
 
 log = structlog.get_logger("outbox")
 
@@ -30,8 +29,8 @@ class Circuits:
 
     def __init__(self, *, disable_after: float) -> None:
         self._disable_after = disable_after
-        self._uncounted: list[Attempt] = []
-        self._unmade: deque[tuple[UUID, Change, str | None]] = deque()
+        self._uncounted: dict[UUID, Run] = {}
+        self._unmade: dict[UUID, Run] = {}
         self.failing = set[UUID]()
         """Configs whose last try failed, or that are known for it: by what all daemons counted, and this one since."""
 
@@ -41,33 +40,43 @@ class Circuits:
 
     @property
     def is_behind(self) -> bool:
-        """Whether there is something to note that failed before, for want of the database."""
+        """Whether something could not be counted, or a change not be made, and is to be tried again."""
         return bool(self._uncounted or self._unmade)
 
     async def note(self, conn: psycopg.AsyncConnection, attempts: Sequence[Attempt]) -> bool:
-        """Count what these tries say, after those that could not be counted before; healthy configs cost nothing.
+        """Count what these tries say, with those that could not be counted before; healthy configs cost nothing.
 
-        Returns whether a change was captured. What fails is kept for the next time: nobody else counts these tries.
+        Returns whether a change was captured. What PostgreSQL refuses is kept for the next time: nobody else counts
+        these tries. Where it gave no answer they may be counted already, and are not counted twice.
         """
-        self._uncounted += [each._replace(answer=b"") for each in attempts] if self._uncounted else attempts
-        del self._uncounted[:-_MOST_UNCOUNTED]
-        told = {
-            config_id: each
-            for config_id, each in runs(self._uncounted).items()
-            if each.failures or each.died or config_id in self.failing
+        told = self._uncounted
+        for config_id, run in runs(attempts).items():
+            if run.failures or run.died or config_id in self.failing or config_id in told or config_id in self._unmade:
+                told[config_id] = together(told.get(config_id, _NOTHING), run)
+        if not self.is_behind:
+            return False
+        counted = {config_id: told.get(config_id, _NOTHING) for config_id in told | self._unmade}
+        try:
+            conditions = await circuits.note(conn, counted)
+        except BaseException as error:
+            if getattr(error, "sqlstate", None) is None:
+                told.clear()
+            raise
+        # Judged by how the config stands now: what another daemon, or an operator, did meanwhile counts.
+        self._unmade = {
+            config_id: together(
+                replace(self._unmade.get(config_id, _NOTHING), failures=0, troubles=0), counted[config_id]
+            )
+            for config_id in conditions
         }
-        if told:
-            for config_id, condition in (await circuits.note(conn, told)).items():
-                reason = told[config_id].reason
-                made = changes(told[config_id], condition, disable_after=self._disable_after)
-                self._unmade += [(config_id, change, reason) for change in made]
-            self.failing |= told.keys()
-        self._uncounted.clear()
+        self.failing |= told.keys()
+        told.clear()
         is_captured = False
-        while self._unmade:
-            config_id, change, reason = self._unmade[0]
-            if await circuits.make(conn, config_id, change, reason):
-                log.warning(_EVENTS[change], config_id=str(config_id), error=reason)
-                is_captured = True
-            self._unmade.popleft()
+        for config_id, condition in conditions.items():
+            run = self._unmade[config_id]
+            for change in changes(run, condition, disable_after=self._disable_after):
+                if await circuits.make(conn, config_id, change, run.reason):
+                    log.warning(_EVENTS[change], config_id=str(config_id), error=run.reason)
+                    is_captured = True
+            del self._unmade[config_id]
         return is_captured

@@ -17,6 +17,8 @@ from outbox.settings import Settings
 
 _EVERY = 60.0
 """Seconds."""
+_LONGEST = 3600.0
+"""Seconds that one statement may take, such as the vacuum of a large table: after that its link is taken for dead."""
 _PRUNE_EVERY = 3600.0
 """Seconds from one prune to the next; where something was left over, it is _EVERY."""
 
@@ -29,7 +31,9 @@ class Housekeeper:
     def __init__(self, settings: Settings, schema_fits: Callable[[bool], None]) -> None:
         self._settings = settings
         self._schema_fits = schema_fits
-        self._link = Link(settings.dsn or "", "housekeeping", settings=None, pooling=settings.pooling)
+        self._link = Link(
+            settings.dsn or "", "housekeeping", settings=None, pooling=settings.pooling, deadline=_LONGEST
+        )
         self._prune_at = time.monotonic()
         self._refused: set[str] = set()
 
@@ -92,9 +96,11 @@ class Housekeeper:
         report = await retention.prune(
             conn, retention=self._settings.retention, retention_dead=self._settings.retention_dead
         )
-        self._prune_at = time.monotonic() + (0 if report.left else _PRUNE_EVERY)
+        self._prune_at = time.monotonic() + (0 if report.left or report.default_left else _PRUNE_EVERY)
         for each in report.left:
             log.warning("housekeeping.postponed", partition=each.partition, reason=each.error or each.fate)
+        for name in sorted(report.default_left):
+            log.warning("housekeeping.postponed", partition=name, reason=retention.Fate.HELD)
         if report.went or report.dead or any(report.default_rows.values()):
             log.info(
                 "housekeeping.pruned",

@@ -53,6 +53,7 @@ class Intake:
         self._reserved = 0
         self._closed = False
         self._measured_at = time.monotonic()
+        self._difference = time.time() - time.monotonic()
         self.lease = self._wait_in_hand + request_timeout + LEASE_MARGIN
         """Seconds for which a delivery is leased."""
 
@@ -136,7 +137,9 @@ class Intake:
         known = size if self._record_bytes is None else self._record_bytes
         self._record_bytes = max(1000.0, size, (known + size) / 2)
         start_before = clock + self._wait_in_hand
-        wall = start_before - time.monotonic() + time.time()
+        # By what the clocks differed in before the claim: the machine may have been suspended during it.
+        difference, self._difference = self._difference, time.time() - time.monotonic()
+        wall = start_before + min(difference, self._difference)
         self._buffer.put([Held(delivery, claimed.now, clock, start_before, wall) for delivery in claimed.deliveries])
         self._start_senders()
         # PostgreSQL may answer the next statement before the event loop has had a turn: first the POSTs.

@@ -12,6 +12,9 @@ import structlog
 from outbox.daemon.outage import ReconnectBackoff
 from outbox.postgres.pool import TRANSIENT, Link
 
+LOOK_AFTER_SECONDS = 60.0
+"""Seconds after which one looks whether the link still lives."""
+
 log = structlog.get_logger("outbox")
 
 
@@ -30,9 +33,11 @@ async def listen(link: Link, wake: Callable[[], None]) -> None:
                 return
             await conn.execute("listen outbox")
             backoff.restored()
-            wake()  # for what was missed until here
-            async for _ in conn.notifies():
-                wake()
+            while True:
+                wake()  # for what was missed until here
+                async for _ in conn.notifies(timeout=LOOK_AFTER_SECONDS):
+                    wake()
+                await conn.execute("select")  # a link that is dead gives no answer within the deadline
         except (psycopg.Error, *TRANSIENT):
             pass
         except asyncio.CancelledError:

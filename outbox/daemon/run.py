@@ -11,7 +11,7 @@ from outbox import __version__
 from outbox.daemon.dispatcher import Dispatcher
 from outbox.daemon.health import Health
 from outbox.daemon.housekeeping import Housekeeper
-from outbox.daemon.listener import listen
+from outbox.daemon.listener import LOOK_AFTER_SECONDS, listen
 from outbox.daemon.outage import Outage
 from outbox.daemon.reports import Reports, report
 from outbox.daemon.targets import Targets
@@ -69,9 +69,10 @@ async def run_daemon(
                 several=bool(reports_from),
             )
         log.info("daemon.started", version=__version__, concurrency=settings.concurrency)
+        listening_link = link("listen", deadline=LOOK_AFTER_SECONDS + ANSWER_SECONDS)
         house = asyncio.create_task(Housekeeper(settings, health.tell_schema_fits).keep_house(), name="keep house")
         others = [
-            asyncio.create_task(listen(link("listen"), dispatcher.ring), name="listen"),
+            asyncio.create_task(listen(listening_link, dispatcher.ring), name="listen"),
             house,
             asyncio.create_task(_stop_when(stop, dispatcher, house), name="stop"),
             asyncio.create_task(reports.hear(), name="hear reports"),

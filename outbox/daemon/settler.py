@@ -25,6 +25,9 @@ ROWS = 500
 LATE = 5.0
 """Seconds after which an unsettled try is late: well before its lease can run out."""
 
+COUNT_AGAIN_SECONDS = 1.0
+"""Until what could not be counted of a config's tries is counted again."""
+
 log = structlog.get_logger("outbox")
 
 
@@ -61,6 +64,7 @@ class Settler:
         self._something = asyncio.Event()
         self._enough = asyncio.Event()
         self._ending = False
+        self._count_at = 0.0
         self.died = 0
         """Deliveries that are out of tries, since the start."""
 
@@ -104,16 +108,15 @@ class Settler:
         with contextlib.suppress(*TRANSIENT):
             # Before there is anything to settle: later the POSTs may have taken the last descriptor.
             await self._link.connection()
-        while self.count or self._circuits.is_behind or not self._ending:
-            if not self.count and not self._circuits.is_behind:
-                self._something.clear()
-                await self._something.wait()
+        while self.count or not self._ending:
+            if not self.count and not await self._is_count_due():
                 continue
             began = time.monotonic()
             try:
                 conn = await self._link.connection()
-                busy = await self._settle(conn) > 1
+                batch = await self._settle(conn)
                 await self._release(conn)
+                await self._note(conn, batch)
             except TRANSIENT as error:
                 self._outage.began(error)
                 await self._link.drop()
@@ -121,7 +124,7 @@ class Settler:
                 continue
             self._outage.ended()
             backoff.restored()
-            if busy and not self._ending:
+            if len(batch) > 1 and not self._ending:
                 await self._gather_until(began + PAUSE)
 
     async def _gather_until(self, end: float) -> None:
@@ -132,16 +135,36 @@ class Settler:
                 async with asyncio.timeout(max(0.0, end - time.monotonic())):
                     await self._enough.wait()
 
-    async def _settle(self, conn: psycopg.AsyncConnection) -> int:
-        """Settle a batch. What fails stays at the head of the line and is repeated as it was."""
-        batch = [self._finished[n][1] for n in range(min(ROWS, len(self._finished)))]
-        if batch:
-            await self._settle_batch(conn, batch)
-        if (batch or self._circuits.is_behind) and await self._circuits.note(conn, batch):
-            self._ring()
-        return len(batch)
+    async def _is_count_due(self) -> bool:
+        """Wait for something to do; returns whether it is only to count again what could not be counted."""
+        self._something.clear()
+        with contextlib.suppress(TimeoutError):
+            pause = max(0.0, self._count_at - time.monotonic()) if self._circuits.is_behind else None
+            async with asyncio.timeout(pause):
+                await self._something.wait()
+            return False
+        return True
 
-    async def _settle_batch(self, conn: psycopg.AsyncConnection, batch: list[Attempt]) -> None:
+    async def _note(self, conn: psycopg.AsyncConnection, batch: list[Attempt]) -> None:
+        """Have counted what a settled batch says of its configs. That it fails keeps nothing from being settled."""
+        if not batch and not self._circuits.is_behind:
+            return
+        now = time.monotonic()
+        try:
+            if await self._circuits.note(conn, batch):
+                self._ring()
+        except psycopg.Error as error:
+            if conn.closed or not isinstance(error, TRANSIENT):
+                raise
+            if now >= self._count_at:
+                log.warning("circuits.uncounted", error=" ".join(str(error).split())[:300])
+            self._count_at = now + COUNT_AGAIN_SECONDS
+
+    async def _settle(self, conn: psycopg.AsyncConnection) -> list[Attempt]:
+        """Settle a batch and return it. What fails stays at the head of the line and is repeated as it was."""
+        batch = [self._finished[n][1] for n in range(min(ROWS, len(self._finished)))]
+        if not batch:
+            return batch
         try:
             settled = await queue.settle(conn, batch)
         except psycopg.DataError as error:
@@ -162,6 +185,7 @@ class Settler:
         self._settled(len(batch))
         if settled.freed:
             self._freed()
+        return batch
 
     async def _release(self, conn: psycopg.AsyncConnection) -> None:
         """Release what was given back, once.

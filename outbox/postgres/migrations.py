@@ -120,6 +120,7 @@ async def migrate(dsn: str) -> list[Migration]:
     known = known_migrations()
     done = []
     async with connected(dsn, "migrate") as conn:
+        conn.prepare_threshold = None  # before a pooler each transaction has another session
         problems = [
             text for text in differences(await applied(conn), known) if not text.startswith("The database is behind")
         ]

@@ -78,7 +78,9 @@ class _Connection(psycopg.AsyncConnection[Any]):
             async with asyncio.timeout(self.deadline):
                 return await waiting
         except TimeoutError:
-            raise TimeoutError(f"PostgreSQL did not answer a statement within {self.deadline:g} s.") from None
+            raise psycopg.OperationalError(
+                f"PostgreSQL did not answer a statement within {self.deadline:g} s."
+            ) from None
 
 
 def _eager(gen: PQGen[_Result], socket: int) -> Generator[Wait, Ready | int, _Result]:

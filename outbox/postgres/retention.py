@@ -99,6 +99,8 @@ class Report:
     """Dead deliveries that were deleted."""
     default_rows: dict[str, int] = field(default_factory=dict)
     """Rows deleted from each default partition."""
+    default_left: set[str] = field(default_factory=set)
+    """Default partitions to go on with soon: somebody replays, or has them."""
 
     @property
     def went(self) -> list[Pruned]:
@@ -113,7 +115,7 @@ class Report:
     @property
     def is_empty(self) -> bool:
         """Whether there was nothing to do."""
-        return not (self.went or self.left or self.dead or any(self.default_rows.values()))
+        return not (self.went or self.left or self.dead or any(self.default_rows.values()) or self.default_left)
 
 
 async def prune(conn: AsyncConnection, *, retention: float, retention_dead: float, dry_run: bool = False) -> Report:
@@ -183,6 +185,7 @@ async def _prune_default(conn: AsyncConnection, parent: str, report: Report, *, 
             async with turn(conn):
                 [(rows,)] = await (await conn.execute(_DEFAULT, asked)).fetchall()
         except psycopg.errors.LockNotAvailable:
+            report.default_left.add(f"{parent}_default")
             return deleted
         if rows is None:
             return deleted

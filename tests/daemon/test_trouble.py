@@ -1,11 +1,16 @@
 """A config in trouble costs little, is told of once, and goes on when it is well again."""
 
+import datetime as dt
 import json
+from uuid import uuid4
 
 import psycopg
 import pytest
 
 from outbox.core.circuit import DISABLES_AFTER, OPENS_AFTER
+from outbox.core.model import Attempt, Delivered, Delivery, Retry
+from outbox.daemon.circuits import Circuits
+from outbox.postgres.pool import connected
 from tests.daemons import add_config, add_contacts, attach_contacts, eventually, make_due, owed, running, until_empty
 from tests.receiver import Receiver, Status
 
@@ -171,3 +176,26 @@ async def test_what_a_try_says_is_counted_once_the_database_can_take_it(contacts
                 contacts.execute("drop trigger full_disk on outbox.config_state")
                 contacts.execute("drop function disk_full")
             await eventually(lambda: told(receiver) == ["opened", "closed"])
+
+
+async def test_what_is_made_up_for_is_judged_by_how_the_config_stands_then(
+    contacts: psycopg.Connection, db: str
+) -> None:
+    """A config was to be switched off, which PostgreSQL refused, and is well again meanwhile: it stays on."""
+    config = add_config(contacts, "http://127.0.0.1:9/")
+    delivery = Delivery(str(uuid4()), config, 1, 0, dt.datetime.now(dt.UTC), 1, "CREATE", "contact", "{}")
+    failed = Attempt(delivery, Retry(300, "500"), 500, b"", 1, dt.datetime.now(dt.UTC))
+    circuits = Circuits(disable_after=1.0)
+    async with connected(db, "test") as conn:
+        await circuits.note(conn, [failed])
+        contacts.execute("update outbox.config_state set failures = 100, failing_since = now() - interval '9 days'")
+        contacts.execute("begin")
+        contacts.execute("select from outbox.postback_configs for update")
+        await conn.execute("set lock_timeout = '10ms'")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            await circuits.note(conn, [failed])
+        contacts.execute("rollback")
+        assert circuits.is_behind
+        await circuits.note(conn, [failed._replace(outcome=Delivered(), status=200)])
+    assert contacts.execute("select is_active from outbox.postback_configs").fetchone() == (True,)
+    assert contacts.execute("select failures from outbox.config_state").fetchone() == (0,)
