@@ -242,14 +242,11 @@ def _time(second: int) -> datetime:
     return datetime.fromtimestamp(second, UTC)
 
 
-def _uuids(name: str, text: str | None) -> UUID | tuple[UUID, ...] | None:
-    if text is None:
-        return None
+def _uuids(name: str, text: str | None) -> tuple[UUID, ...] | None:
     try:
-        found = tuple(map(UUID, text.split(",")))
+        return None if text is None else tuple(map(UUID, text.split(",")))
     except ValueError:
         raise lists.refuse(name, "must be a UUID, or several, separated by commas.") from None
-    return found[0] if len(found) == 1 else found
 
 
 def _resources(text: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from outbox.api.identity import SignIn
 from outbox.api.keys import LINKS, REQUEST_ID, SECRET_BOX, SETTINGS, USER
 from outbox.core.config_rules import InvalidConfigError
 from outbox.core.signing import SigningError
-from outbox.errors import UsageError
+from outbox.errors import OutboxError, UsageError
 from outbox.postgres import migrations
 from outbox.postgres.configs import DeletedConfigError, UnknownConfigError
 from outbox.postgres.pool import TRANSIENT, Links
@@ -135,7 +135,7 @@ def _answer_to(error: Exception, request: web.Request) -> web.Response:
             status, errors, headers = error.status, error.errors, error.headers
         case InvalidConfigError():
             status, errors = 422, error.errors
-        case UnknownConfigError() | DeletedConfigError() | SigningError() | UsageError():
+        case OutboxError() if isinstance(error, tuple(_OURS)):
             status, field = next(_OURS[kind] for kind in _OURS if isinstance(error, kind))
             errors = {field: [str(error)]}
         case web.HTTPException():

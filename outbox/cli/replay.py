@@ -133,7 +133,7 @@ async def _repeat(
         chosen = await again.ending(conn, deliveries.filter_of(states, now, **narrowing))
         course.since, course.until = chosen.since, chosen.until
         # A bar for a few would only be in the way.
-        is_long = chosen.event is None and chosen.record is None and sys.stderr.isatty()
+        is_long = chosen.by_config and sys.stderr.isatty()
         total = await again.total(conn, chosen) if is_long else None
         with _progress(total, shown=is_long and (total is None or total > course.size)) as advance:
             await _paced(course, again.batches(conn, chosen, size=course.size, dry_run=course.dry_run), advance)

@@ -22,7 +22,7 @@ from outbox.core.activity import RATE_SECONDS, ConfigLook, Look, Sort, Totals, b
 from outbox.daemon.doctor import application_name
 from outbox.errors import OutboxError, UsageError
 from outbox.postgres import activity, configs, figures
-from outbox.postgres.pool import TRANSIENT, Link
+from outbox.postgres.pool import TRANSIENT, Link, connected
 from outbox.settings import Settings
 
 SHARE = 10
@@ -206,17 +206,15 @@ class _Top:
 
     async def _switch(self, wanted: Switch) -> None:
         # A connection of its own: the other one may be counting for a second.
-        link = Link(self._dsn, "command", settings=None, pooling=self._settings.pooling)
         change = configs.pause if wanted.pauses else configs.resume
         try:
-            changed = await change(await link.connection(), wanted.config_id)
+            async with connected(self._dsn, "command", pooling=self._settings.pooling) as conn:
+                changed = await change(conn, wanted.config_id)
         except (OutboxError, psycopg.Error, OSError) as error:
             note = f"Nothing was changed: {str(error).strip()}"
         else:
             note = f"{'Paused' if wanted.pauses else 'Resumed'} {changed.id}."
             self._looks[-1] = _with_pause(self._looks[-1], wanted)
-        finally:
-            await link.drop()
         self._view = dataclasses.replace(self._view, note=note)
 
     @contextlib.contextmanager

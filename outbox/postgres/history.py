@@ -162,8 +162,7 @@ async def deliveries(
     oldest_first: bool = False,
 ) -> list[Summary]:
     """Return up to `limit` of the chosen deliveries, newest first; the next ones with `after` the last's position."""
-    by_many_configs = chosen.event is None and chosen.record is None and not isinstance(chosen.config, UUID)
-    if by_many_configs and State.DELIVERED in chosen.states:
+    if chosen.by_many_configs and State.DELIVERED in chosen.states:
         for within in _windows(chosen, await now(conn), after, order, oldest_first=oldest_first):
             found = await _read(conn, chosen, limit, after, order, oldest_first=oldest_first, within=within)
             if len(found) == limit:

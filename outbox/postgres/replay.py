@@ -194,7 +194,7 @@ async def batches(
 
 
 async def _scopes(conn: AsyncConnection, chosen: Filter, state: State) -> list[Filter]:
-    if chosen.event is not None or chosen.record is not None:
+    if not chosen.by_config:
         return [chosen]
     query = SQL(_CONFIGS).format(any=SQL(_ANY[state]))
     rows = await (await conn.execute(query, _whose(chosen), prepare=False)).fetchall()

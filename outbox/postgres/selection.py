@@ -67,6 +67,17 @@ class Filter:
     since: datetime | None = None
     until: datetime | None = None
 
+    @property
+    def by_config(self) -> bool:
+        """Whether it is looked for config by config, as neither events nor records are named."""
+        return self.event is None and self.record is None
+
+    @property
+    def by_many_configs(self) -> bool:
+        """Whether that may be more than one."""
+        configs = several(self.config)
+        return self.by_config and (configs is None or len(configs) != 1)
+
 
 def several(value: UUID | str | Collection[UUID] | Collection[str] | None) -> list[UUID | str] | None:
     """Return the values of a filter's field, each once; None where it chooses all."""
@@ -232,8 +243,7 @@ def selection(
     if within is not None:
         wanted.append("{key} >= %(least)s and {time} >= %(least)s and {key} <= %(most)s")
     way = SQL("asc" if oldest_first else "desc")
-    by_config = chosen.event is None and chosen.record is None
-    ties = SQL("d.event_id {way}" if by_config else "d.event_id {way}, d.config_id {way}").format(way=way)
+    ties = SQL("d.event_id {way}" if chosen.by_config else "d.event_id {way}, d.config_id {way}").format(way=way)
     states = []
     for state, source in _SOURCES.items():
         if state in chosen.states:
@@ -241,7 +251,7 @@ def selection(
             others = [*source.checks, *_checks(chosen), *conditions]
             checks = [*others, *source.once]
             edge = [_NOT_NEWER if oldest_first else _NOT_OLDER]
-            if by_config and not isinstance(chosen.config, UUID):
+            if chosen.by_many_configs:
                 # In the order of capture what was acknowledged twice stands in one place: for that place no row of the
                 # table is needed, and the index alone has the rest.
                 one_place = order is Order.CAPTURED and chosen.since is None and chosen.until is None
@@ -325,7 +335,7 @@ def _parameters(chosen: Filter, limit: int) -> dict[str, Any]:
 def _conditions(chosen: Filter) -> list[LiteralString]:
     """Return what must hold of a row `d` by itself, beyond what the place where the search begins makes sure of."""
     wanted: list[LiteralString] = []
-    if chosen.config is not None and (chosen.event is not None or chosen.record is not None):
+    if chosen.config is not None and not chosen.by_config:
         wanted.append("d.config_id = any(%(config)s::uuid[])")
     if chosen.created_since is not None:
         # Nothing is filed before it was captured: the second half lets the index skip what is older.
@@ -342,12 +352,11 @@ def _conditions(chosen: Filter) -> list[LiteralString]:
 def _checks(chosen: Filter) -> list[LiteralString]:
     """Return what must hold of a row `d` by what stands elsewhere."""
     wanted: list[LiteralString] = []
-    by_config = chosen.event is None and chosen.record is None
-    if chosen.locations is not None and not by_config:
+    if chosen.locations is not None and not chosen.by_config:
         wanted.append(_WITHIN)
     if chosen.event is not None and chosen.record is not None:
         wanted.append(_OF_RECORD)
-    if chosen.resource is not None and (by_config or chosen.event is not None):
+    if chosen.resource is not None and (chosen.by_config or chosen.event is not None):
         wanted.append(_OF_RESOURCE)
     return wanted
 
