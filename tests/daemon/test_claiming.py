@@ -12,18 +12,11 @@ from outbox.core.lane import Held
 from outbox.core.model import Attempt, Delivered, Delivery
 from outbox.daemon import rest as rest_module
 from outbox.daemon.fetcher import RECHECK_SECONDS
-from tests.daemons import add_config, add_contacts, attach_contacts, dispatching, owed
+from tests.daemons import add_config, add_contacts, dispatching, owed
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 MORE_THAN_ROOM = 40
 """Deliveries of one config: more than a route leases of one of whom nothing is known."""
-
-
-@pytest.fixture
-def contacts(conn: psycopg.Connection) -> psycopg.Connection:
-    """A connection to a database whose contacts are attached."""
-    attach_contacts(conn)
-    return conn
 
 
 async def test_a_claim_that_finds_all_slots_taken_is_owed(contacts: psycopg.Connection, db: str) -> None:

@@ -11,7 +11,6 @@ import pytest
 from tests.daemons import (
     add_config,
     add_contacts,
-    attach_contacts,
     daemon_process,
     doorbell_is_up,
     eventually,
@@ -20,13 +19,6 @@ from tests.daemons import (
 )
 from tests.database_proxy import DatabaseProxy
 from tests.receiver import Gate, Receiver
-
-
-@pytest.fixture
-def contacts(conn: psycopg.Connection) -> psycopg.Connection:
-    """A connection to a database whose contacts are attached."""
-    attach_contacts(conn)
-    return conn
 
 
 @pytest.mark.parametrize("moment", ["idle", "in flight"])

@@ -15,7 +15,6 @@ from tests.daemons import (
     LOOPBACK,
     add_config,
     add_contacts,
-    attach_contacts,
     dispatching,
     eventually,
     make_due,
@@ -42,13 +41,6 @@ from tests.receiver import (
 
 KEYS = ("0" * 43 + "=", "1" * 43 + "=")
 HARD = "quotes \" and ' & = + % é 😀 \\u0000 </script> \t tab"
-
-
-@pytest.fixture
-def contacts(conn: psycopg.Connection) -> psycopg.Connection:
-    """A connection to a database whose contacts are attached."""
-    attach_contacts(conn)
-    return conn
 
 
 async def test_what_becomes_visible_late_is_not_passed_over(contacts: psycopg.Connection, db: str) -> None:

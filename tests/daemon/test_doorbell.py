@@ -20,7 +20,6 @@ from outbox.settings import Pooling
 from tests.daemons import (
     add_config,
     add_contacts,
-    attach_contacts,
     dispatching,
     doorbell_is_up,
     eventually,
@@ -30,13 +29,6 @@ from tests.daemons import (
 from tests.receiver import Receiver, Status
 
 A_LONG_TIME = 3600.0
-
-
-@pytest.fixture
-def contacts(conn: psycopg.Connection) -> psycopg.Connection:
-    """A connection to a database whose contacts are attached."""
-    attach_contacts(conn)
-    return conn
 
 
 @pytest.fixture

@@ -26,13 +26,6 @@ from tests.receiver import Gate, Hang, Receiver, Status
 from tests.servers import StartServer
 
 
-@pytest.fixture
-def contacts(conn: psycopg.Connection) -> psycopg.Connection:
-    """A connection to a database whose contacts are attached."""
-    attach_contacts(conn)
-    return conn
-
-
 async def test_two_daemons_send_nothing_twice(contacts: psycopg.Connection, db: str) -> None:
     """5,000 events, two daemons that take turns: each delivery is tried once."""
     with Receiver() as receiver:

@@ -16,7 +16,6 @@ from tests.daemons import (
     LOOPBACK,
     add_config,
     add_contacts,
-    attach_contacts,
     dispatching,
     eventually,
     owed,
@@ -24,13 +23,6 @@ from tests.daemons import (
     until_empty,
 )
 from tests.receiver import Gate, Hang, Receiver, Status
-
-
-@pytest.fixture
-def contacts(conn: psycopg.Connection) -> psycopg.Connection:
-    """A connection to a database whose contacts are attached."""
-    attach_contacts(conn)
-    return conn
 
 
 def captured(conn: psycopg.Connection) -> int:

@@ -15,7 +15,6 @@ from outbox.settings import Proxy
 from tests.daemons import (
     add_config,
     add_contacts,
-    attach_contacts,
     daemon_process,
     doorbell_is_up,
     eventually,
@@ -25,13 +24,6 @@ from tests.daemons import (
 )
 from tests.proxies import ForwardProxy, status
 from tests.receiver import Receiver, Refusing
-
-
-@pytest.fixture
-def contacts(conn: psycopg.Connection) -> psycopg.Connection:
-    """A connection to a database whose contacts are attached."""
-    attach_contacts(conn)
-    return conn
 
 
 @contextlib.contextmanager

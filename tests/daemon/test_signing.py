@@ -4,23 +4,15 @@ import asyncio
 from uuid import UUID
 
 import psycopg
-import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from outbox.postgres import signing
 from outbox.secrets import SecretBox
-from tests.daemons import add_config, attach_contacts, make_due, owed, until_empty
+from tests.daemons import add_config, make_due, owed, until_empty
 from tests.receiver import Received, Receiver, Status
 
 KEYS = ("0" * 43 + "=", "1" * 43 + "=")
 BOX = SecretBox(KEYS)
-
-
-@pytest.fixture
-def contacts(conn: psycopg.Connection) -> psycopg.Connection:
-    """A connection to a database whose contacts are attached."""
-    attach_contacts(conn)
-    return conn
 
 
 def accepts(secret: str, request: Received) -> bool:

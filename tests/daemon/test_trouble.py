@@ -11,17 +11,10 @@ from outbox.core.circuit import DISABLES_AFTER, OPENS_AFTER
 from outbox.core.model import Attempt, Delivered, Delivery, Retry
 from outbox.daemon.circuits import Circuits
 from outbox.postgres.pool import connected
-from tests.daemons import add_config, add_contacts, attach_contacts, eventually, make_due, owed, running, until_empty
+from tests.daemons import add_config, add_contacts, eventually, make_due, owed, running, until_empty
 from tests.receiver import Receiver, Status
 
 MANY = 2000
-
-
-@pytest.fixture
-def contacts(conn: psycopg.Connection) -> psycopg.Connection:
-    """A connection to a database whose contacts are attached."""
-    attach_contacts(conn)
-    return conn
 
 
 def told(receiver: Receiver) -> list[str]:
