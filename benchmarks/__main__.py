@@ -4,6 +4,7 @@ import argparse
 
 from benchmarks import (
     api,
+    batch,
     growth,
     housekeeping,
     latency,
@@ -34,6 +35,7 @@ replay.measure(deliveries=100_000, rounds=1)
 writer.measure(seconds=2, rounds=1)
 neighbours.measure(seconds=10, rounds=1, owed=200_000)
 outage.measure(seconds=30)
+batch.measure(rows=200_000)
 growth.measure()
 receivers.measure(deliveries=5_000, rounds=1, records=100)
 if install.is_installed():

@@ -132,10 +132,11 @@ def arrivals(
         if time.monotonic() > deadline:
             raise TimeoutError(f"{len(wanted.keys() - arrived.keys())} of {len(wanted)} did not arrive")
         time.sleep(0.5)
+        times = receiver.ask("times")
         names = dict(
             conn.execute("select id::text, resource_id from outbox.events where resource = 'contact'").fetchall()
         )
-        arrived |= {names[event]: at for event, at in receiver.ask("times").items()}
+        arrived |= {names[event]: at for event, at in times.items()}
     return arrived
 
 

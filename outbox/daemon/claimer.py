@@ -2,6 +2,7 @@
 
 import math
 import time
+from datetime import datetime
 from uuid import UUID
 
 import psycopg
@@ -22,10 +23,10 @@ NO_CONFIG = UUID(int=0)
 class Claimer:
     """The common claim; for governed configs see GovernedClaimer."""
 
-    def __init__(self, link: Link, intake: Intake, marks: Marks, *, tally: Tally, poll_interval: float) -> None:
+    def __init__(self, link: Link, intake: Intake, *, tally: Tally, poll_interval: float) -> None:
         self._link = link
         self._intake = intake
-        self._marks = marks
+        self._marks = Marks()
         self._tally = tally
         self._rest = Rest(GATHER_TIMES, most=poll_interval)
         self._cursor = NO_CONFIG
@@ -51,6 +52,19 @@ class Claimer:
     def note_unseen(self) -> None:
         """Note that a route left something due, which no claim has seen."""
         self._rest.has_unseen = True
+
+    def note_route(self, at: datetime) -> None:
+        """Note that there was a route, at this time of the database."""
+        self._marks.routed(at)
+
+    @property
+    def is_hiding(self) -> bool:
+        """Whether the next claim does not look at everything."""
+        return bool(self._marks.since)
+
+    def look_at_everything(self) -> None:
+        """Let the next claim do so."""
+        self._marks.forget()
 
     @property
     def is_possible(self) -> bool:
@@ -90,6 +104,7 @@ class Claimer:
         slots = self._intake.reserve(max(1, most // 4) if self.is_flooded else most)
         if slots == 0:  # a route has taken them meanwhile
             return 0, False
+        self._marks.renew(now)
         latest = self._marks.latest
         try:
             found = await queue.claim(

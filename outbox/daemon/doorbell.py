@@ -7,13 +7,13 @@ import time
 
 import psycopg
 
-from outbox.core.marks import Marks
+from outbox.core.low_water import LowWater
 from outbox.postgres import routing
 from outbox.postgres.routing import Routed
 
 LATE_LOOKS = (0.02, 0.1, 0.3, 1.0)
 """Seconds after which one looks for what was captured before the doorbell was up, and committed after the last look; or
-for what rings for nobody. By then the marks may be past it: so the last of these looks at everything."""
+for what rings for nobody. By then the mark may be past it: so with the last of these goes a look below it."""
 
 UNKNOWN = -1
 """The number of the last change where it is not known."""
@@ -22,8 +22,8 @@ UNKNOWN = -1
 class Doorbell:
     """It is for one task at a time."""
 
-    def __init__(self, marks: Marks) -> None:
-        self._marks = marks
+    def __init__(self, low_water: LowWater) -> None:
+        self._low_water = low_water
         self._seen = UNKNOWN
         self._is_something_missing = False
         self._late_looks: list[float] = []
@@ -59,7 +59,7 @@ class Doorbell:
             # Not only where it is higher: a database that was restored begins with a lower one.
             if last != self._seen:
                 is_something_missing = True
-                self._marks.missing(time.monotonic(), self._seen)
+                self._low_water.missing(time.monotonic(), self._seen)
             is_something_missing |= self._is_something_missing
             self._is_something_missing = False
         self._seen = max(0, self._seen) if last is None else last
@@ -86,7 +86,7 @@ class Doorbell:
         if self.is_look_due(now):
             self._late_looks = [moment for moment in self._late_looks if moment > now]
             if not self._late_looks:
-                self._marks.forget()
+                self._low_water.ask(now)
 
     def note(self, routed: Routed, now: float) -> None:
         """Find out whether a number is missing among those that a look found."""
@@ -96,5 +96,5 @@ class Doorbell:
         # Also where one of them is an old number: it may stand for a new one.
         if routed.first <= self._seen or routed.rows < routed.top - self._seen:
             self._is_something_missing = True
-            self._marks.missing(now, self._seen)
+            self._low_water.missing(now, self._seen)
         self._seen = max(self._seen, routed.top)

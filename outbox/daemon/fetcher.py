@@ -8,7 +8,7 @@ from collections.abc import Callable
 import psycopg
 
 from outbox.core.buffer import Buffer
-from outbox.core.marks import Marks
+from outbox.core.low_water import LowWater
 from outbox.core.tally import Tally
 from outbox.daemon.circuits import Circuits
 from outbox.daemon.claimer import Claimer
@@ -60,12 +60,12 @@ class Fetcher:
         self._start_senders = start_senders
         self._poll_interval = poll_interval
         self._intake = Intake(targets, buffer, settler, start_senders=start_senders, request_timeout=request_timeout)
-        self._marks = Marks()
-        self._claimer = Claimer(claiming_link, self._intake, self._marks, tally=tally, poll_interval=poll_interval)
-        self._doorbell = Doorbell(self._marks)
+        self._low_water = LowWater()
+        self._claimer = Claimer(claiming_link, self._intake, tally=tally, poll_interval=poll_interval)
+        self._doorbell = Doorbell(self._low_water)
         self._governed_claimer = GovernedClaimer(self._intake, tally=tally, poll_interval=poll_interval)
         self._router = Router(
-            self._intake, self._marks, self._doorbell, self._claimer, self._governed_claimer, tally=tally
+            self._intake, self._low_water, self._doorbell, self._claimer, self._governed_claimer, tally=tally
         )
         self._recheck_at = -math.inf
         self._looked_with_nothing_in_hand = False
@@ -146,12 +146,14 @@ class Fetcher:
         self._intake.measure()
         if self._recheck_at < 0:  # before anything is in hand: who fails is not to have all slots
             await self._recheck(conn, now)
+        if self._router.may_look_below(quickly=True):
+            await self._router.look_below(conn)
         more = await self._router.look(conn)
         if now >= self._recheck_at:  # after the route: what was captured just now need not wait for it
             await self._recheck(conn, now)
         more |= await self._governed_claimer.claim(conn)
         may_claim = self._claimer.is_possible
-        if may_claim or self._router.may_overtake:
+        if may_claim or self._router.may_overtake or self._router.may_look_below(quickly=False):
             more |= await self._look_meanwhile(conn, may_claim=may_claim)
         self._start_senders()
         return more
@@ -165,8 +167,9 @@ class Fetcher:
         await self._governed_claimer.prepare(conn)
 
     async def _look_meanwhile(self, conn: psycopg.AsyncConnection, *, may_claim: bool) -> bool:
-        """Claim and overtake. What is captured meanwhile does not wait for it. Returns whether there is more."""
-        if not (self._router.is_captured_now or self._router.is_flooded):
+        """Do what need not be waited for: what is captured meanwhile does not. Returns whether there is more."""
+        may_look_below = self._router.may_look_below(quickly=False)
+        if not (self._router.is_captured_now or self._router.is_flooded or may_look_below):
             await self._claimer.claim()
             return False
         more = False
@@ -181,14 +184,17 @@ class Fetcher:
         finally:
             # Also when a route failed: what is being claimed is ours, and must not be left to its lease.
             await asyncio.gather(others, return_exceptions=True)
-        others.result()
-        return more
+        return others.result() or more
 
-    async def _claim_and_overtake(self, *, may_claim: bool) -> None:
+    async def _claim_and_overtake(self, *, may_claim: bool) -> bool:
+        """Claim, overtake, and look below the mark; returns whether to look at once at what is there."""
         if may_claim:
             await self._claimer.claim()
         if self._router.may_overtake:
             await self._router.overtake(await self._claimer.connect())
+        if self._router.may_look_below(quickly=False):
+            return await self._router.look_below(await self._claimer.connect())
+        return False
 
     async def _look_once_more(self, conn: psycopg.AsyncConnection) -> bool:
         """Before sleeping: raise the doorbell, and look at what came before it was up, or committed out of order."""
@@ -200,11 +206,13 @@ class Fetcher:
         elif not self._doorbell.is_up:
             again = await self._router.raise_doorbell(conn)
         if self._looked_with_nothing_in_hand:
-            if self._marks and (self._until_empty or not self._router.is_captured_now):
+            if self._claimer.is_hiding and (self._until_empty or not self._router.is_captured_now):
                 again = True
-                self._marks.forget()
-                self._router.look_at_once()
+                self._claimer.look_at_everything()
             if self._until_empty:
+                if self._low_water.is_in_doubt:
+                    again = True
+                    self._low_water.ask(time.monotonic(), at_once=True)
                 again = again or self._router.is_put_off or self._claimer.is_owed or self._governed_claimer.is_owed
                 self._router.look_at_once()
                 self._claimer.look_at_once()
@@ -217,7 +225,9 @@ class Fetcher:
         return self._buffer.in_hand + self._settler.count
 
     def _until_next_look(self) -> float:
-        looks = [] if self._router.next_look is None else [self._router.next_look]
+        looks = [self._low_water.next_look]
+        if self._router.next_look is not None:
+            looks.append(self._router.next_look)
         if not self._intake.is_full:
             looks += [self._claimer.next_look, self._governed_claimer.next_look]
         if self._governed_claimer.is_in_doubt:
@@ -230,4 +240,4 @@ class Fetcher:
                 await self._wake.wait()
         except TimeoutError:
             if seconds >= self._poll_interval:
-                self._router.let_down_doorbell()  # perhaps it rang and nobody told us
+                self._router.poll()  # perhaps it rang and nobody told us

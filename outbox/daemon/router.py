@@ -4,7 +4,6 @@ What is leased as it is routed needs no claim, which would be an update of each 
 who get it can take, a config's flood stays in the outbox, where the others' rows behind it are looked for.
 """
 
-import math
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -12,7 +11,8 @@ from uuid import UUID
 
 import psycopg
 
-from outbox.core.marks import Marks
+from outbox.core.bypass import Bypass
+from outbox.core.low_water import LowWater
 from outbox.core.tally import Tally
 from outbox.daemon.claimer import Claimer
 from outbox.daemon.doorbell import Doorbell
@@ -38,18 +38,8 @@ passing it by would take longer than routing it."""
 QUIET_SECONDS = 0.1
 """How long no route looks where nothing was left to find, and the doorbell, which was up by then, does not ring."""
 
-OVERTAKE_SCAN = 20_000
-"""Outbox rows that are looked at in one pass behind a flood: some 50 ms for PostgreSQL."""
-
 OVERTAKE_ROWS = 500
 """How many rows from behind a flood are routed at a time; they are leased as far as there are slots."""
-
-OVERTAKE_SECONDS = (0.01, 0.05)
-"""Pause from one look behind a flood, up to the end, to the next: at least, while they find something, and at most."""
-
-OVERTAKE_AGAIN = 5.0
-"""Seconds after which a flood is passed from its beginning: for what was committed late, and for configs that changed.
-Ten times as long as passing it took, if that is more."""
 
 
 class Router:
@@ -58,7 +48,7 @@ class Router:
     def __init__(
         self,
         intake: Intake,
-        marks: Marks,
+        low_water: LowWater,
         doorbell: Doorbell,
         claimer: Claimer,
         governed_claimer: GovernedClaimer,
@@ -66,7 +56,7 @@ class Router:
         tally: Tally,
     ) -> None:
         self._intake = intake
-        self._marks = marks
+        self._low_water = low_water
         self._doorbell = doorbell
         self._claimer = claimer
         self._governed_claimer = governed_claimer
@@ -76,12 +66,7 @@ class Router:
         self._not_before = 0.0
         self._flood: frozenset[UUID] = frozenset()
         self._flood_log = FloodLog()
-        self._passed = 0
-        self._top = 0
-        self._overtake_at = 0.0
-        self._overtake_pause = 0.0
-        self._pass_again_at = 0.0
-        self._pass_seconds = 0.0
+        self._bypass = Bypass()
         self.is_captured_now = False
         """Whether something is being captured, and less than could be taken."""
         self.is_put_off = False
@@ -101,7 +86,7 @@ class Router:
     def next_look(self) -> float | None:
         """When there may be something to find though nothing rings, on the monotonic clock; None when not."""
         if self._flood:
-            return min(self._not_before, self._overtake_at)
+            return min(self._not_before, self._bypass.next_look)
         return self._doorbell.next_look
 
     def look_at_once(self) -> None:
@@ -109,9 +94,15 @@ class Router:
         self._not_before = 0.0
 
     def let_down_doorbell(self) -> None:
-        """Note that it rang, or might have rung unheard."""
+        """Note that it rang."""
         self._doorbell.let_down()
+        self._low_water.rang()
         self.look_at_once()
+
+    def poll(self) -> None:
+        """Look at everything: the doorbell might have rung unheard."""
+        self.let_down_doorbell()
+        self._low_water.ask(time.monotonic())
 
     async def raise_doorbell(self, conn: psycopg.AsyncConnection) -> bool:
         """Have the next capture ring; returns whether to look for some that came before."""
@@ -119,6 +110,19 @@ class Router:
         if not may_have_missed and self._doorbell.is_up:
             self._not_before = time.monotonic() + QUIET_SECONDS
         return may_have_missed
+
+    def may_look_below(self, *, quickly: bool) -> bool:
+        """Whether it is time to look below the mark, and that takes no longer than a route may wait for it, or does."""
+        return self._low_water.is_quick == quickly and self._low_water.is_due(time.monotonic())
+
+    async def look_below(self, conn: psycopg.AsyncConnection) -> bool:
+        """Look for what was committed when the routes had passed it; returns whether to look at it at once."""
+        up_to = self._low_water.begin_look_below(time.monotonic())
+        lowest = await routing.lowest(conn, up_to=up_to)
+        self._low_water.looked_below(time.monotonic(), lowest)
+        if lowest is not None:
+            self.look_at_once()
+        return lowest is not None
 
     async def look(self, conn: psycopg.AsyncConnection) -> bool:
         """Route what was captured, unless it is too early to; returns whether to look again at once."""
@@ -133,19 +137,22 @@ class Router:
         (rooms, room), slots = self._intake.rooms(), self._slots
         limit = self._limit(now, slots, rooms, room)
         routed = await routing.route(
-            conn, low=self._marks.low(now), rows=limit, slots=slots, room=room, rooms=rooms, lease=self._intake.lease
-        )
+            conn, low=self._low_water.low(now), rows=limit, slots=slots, room=room, rooms=rooms,
+            lease=self._intake.lease,
+        )  # fmt: skip
         self.is_captured_now = routed.rows > 0 and routed.to_the_end
         self._doorbell.note(routed, now)
         if routed.rows == 0 and doorbell_was_up and self._doorbell.is_up:
             self._not_before = now + QUIET_SECONDS
-        self._marks.routed(now, at=routed.now, top=routed.top)
+        if routed.now is not None:
+            self._claimer.note_route(routed.now)
+        self._low_water.looked(now, routed.top, routed.under_way)
         self._note_flood(routed, rooms, room)
         self._flood_log.note(self._flood, now)
         await self._admit(conn, routed, now, rooms=rooms, room=room)
         if not routed.deliveries and not self._flood:
             self._ahead_at, self._routed_lately = 0.0, 0  # nobody wants it: perhaps what is behind it
-        return not routed.to_the_end and not self._flood
+        return (not routed.to_the_end and not self._flood) or self._low_water.is_due(now)
 
     def _limit(self, now: float, slots: int, rooms: Mapping[UUID, int], room: int) -> int:
         """Return how many rows to route. They may be for any config that has room; of a flood one knows for which."""
@@ -167,11 +174,11 @@ class Router:
         self._claimer.is_flooded = self.is_flooded
         if routed.to_the_end:
             # Not when the flood is over, which it is also while a look brings nothing of it: all would be passed again.
-            self._passed, self._pass_again_at = 0, 0.0
+            self._bypass = Bypass()
         if not self._flood or routed.top is None:
             return
         self._not_before = self._ahead_at
-        self._top = routed.top
+        self._bypass.stands_at(routed.top)
 
     def _whose_flood(self, routed: Routed, rooms: Mapping[UUID, int], room: int) -> frozenset[UUID]:
         """Return whose flood it is, after a look: who had much in it, and no less than he had room for."""
@@ -191,31 +198,28 @@ class Router:
     @property
     def may_overtake(self) -> bool:
         """Whether it is time to look behind a flood."""
-        return self.is_flooded and time.monotonic() >= self._overtake_at
+        return self.is_flooded and time.monotonic() >= self._bypass.next_look
 
     async def overtake(self, conn: psycopg.AsyncConnection) -> None:
         """Route what stands behind the flood and is wanted by others. `look` may be under way on another connection."""
-        now = time.monotonic()
-        if now >= self._pass_again_at:
-            self._passed, self._pass_seconds, self._pass_again_at = self._top, 0.0, math.inf
+        now, bypass = time.monotonic(), self._bypass
+        stretch = bypass.next(now)
         (rooms, room), slots = self._intake.rooms(), self._intake.reserve(OVERTAKE_ROWS)
         try:
             routed = await routing.overtake(
-                conn, low=max(self._passed, self._top), scan=OVERTAKE_SCAN, flood=self._flood, rows=OVERTAKE_ROWS,
+                conn, low=stretch.low, high=stretch.high, scan=stretch.scan, flood=self._flood, rows=OVERTAKE_ROWS,
                 slots=slots, room=room, rooms=rooms, lease=self._intake.lease,
             )  # fmt: skip
         except BaseException:
             self._intake.free(slots)
             raise
-        spent = time.monotonic() - now
-        self._passed = routed.top or self._passed
-        self._pass_seconds += spent
-        if routed.to_the_end and self._pass_again_at == math.inf:
-            self._pass_again_at = now + max(OVERTAKE_AGAIN, 10 * self._pass_seconds)
-        least, most = OVERTAKE_SECONDS
-        self._overtake_pause = least if routed.rows else min(most, 2 * self._overtake_pause + least)
-        self._overtake_at = now + spent + (self._overtake_pause if routed.to_the_end else 0.0)
+        came_to = stretch.low if routed.top is None else routed.top
+        bypass.looked(
+            stretch, began=now, now=time.monotonic(), came_to=came_to, rows=routed.rows, to_the_end=routed.to_the_end
+        )
         await self._admit(conn, routed, now, rooms=rooms, room=room, reserved=slots)
+        if bypass.is_long(stretch, rows=routed.rows, to_the_end=routed.to_the_end):
+            bypass.go_on_near(await routing.last(conn))
 
     async def _admit(
         self,

@@ -33,14 +33,14 @@ taken as materialized (
 )
 """
 
-# Overtake: takes no more of a flood, but what stands behind it and is wanted by another config. It reads on
-# from where it came to (`low`), so that each row of a flood is read once, and not each is matched with the configs but
-# each kind of row among `scan`. What a config with strict order wants keeps its place, and so does what a config of the
-# flood wants from its own location: of the changes of one record it should not see the last one first.
+# Overtake: takes no more of a flood, but what stands behind it and is wanted by another config. It reads on from where
+# it came to (`low`), so that each row of a flood is read once, and not each is matched with the configs but each kind
+# of row among `scan`. What a config with strict order wants keeps its place, and so does what a config of the flood
+# wants from its own location: of the changes of one record it should not see the last one first.
 _TAKE_FROM_BEHIND: LiteralString = """
 seen as materialized (
     select o.seq, o.type::text as type, o.resource, o.location_id, o.product_transaction_id
-    from outbox.outbox as o where o.seq > %(low)s order by o.seq limit %(scan)s
+    from outbox.outbox as o where o.seq > %(low)s and o.seq <= %(high)s order by o.seq limit %(scan)s
 ), wanted as materialized (
     -- Not distinct kinds, and then a join: without hashing it compares each row with each kind.
     select k.seqs from (
@@ -129,14 +129,14 @@ with {taken}, removed as (
 )
 select now() as now, (select count(*) from named)::integer as routed, (select min(n.seq) from named as n) as first,
     ({come_to}) as seq, {to_the_end} as to_the_end,
-    (select count(*) from ranked)::integer as created,
+    (select count(*) from ranked)::integer as created, pg_current_snapshot()::text as snapshot,
     array(select l.config_id from left_over as l order by l.config_id) as left_of,
     array(select l.number from left_over as l order by l.config_id) as left_over,
     null as id, null as config_id, null as attempts, null as attempts_uncounted, null as created_at, null as revision,
     null as type, null as resource, null as data, null as expansions, null as traceparent
 union all
-select null, null, null, null, null, null, null, null, r.id::text, r.config_id, 1, 0, r.created_at, r.revision, r.type,
-    r.resource, r.data::text, r.expansions::text, r.traceparent
+select null, null, null, null, null, null, null, null, null, r.id::text, r.config_id, 1, 0, r.created_at, r.revision,
+    r.type, r.resource, r.data::text, r.expansions::text, r.traceparent
 from ranked as r where r.leased
 """
 
@@ -171,6 +171,8 @@ class Routed(Claimed):
     """Deliveries that they are owed, those that were not leased to us included."""
     left: Mapping[UUID, int]
     """How many of them were not leased of each config, for want of slots or of room."""
+    under_way: frozenset[int]
+    """The transactions that were neither committed nor rolled back: what they captured was not seen."""
 
 
 async def route(
@@ -188,6 +190,7 @@ async def overtake(
     conn: AsyncConnection,
     *,
     low: int,
+    high: int,
     scan: int,
     flood: Collection[UUID],
     rows: int,
@@ -196,11 +199,11 @@ async def overtake(
     rooms: Mapping[UUID, int],
     lease: float,
 ) -> Routed:
-    """Route as `route` does what another config than those of the `flood` wants; looks at `scan` rows above `low`.
+    """Route as `route` does what another config than those of the `flood` wants.
 
-    The result's `top` is where the next look goes on.
+    Looks at `scan` rows above `low`, up to `high`. The result's `top` is where the next look goes on.
     """
-    limits = {"low": low, "scan": scan, "rows": rows, "slots": slots, "room": room, "lease": lease}
+    limits = {"low": low, "high": high, "scan": scan, "rows": rows, "slots": slots, "room": room, "lease": lease}
     return await _route(conn, _OVERTAKE, rooms, limits | {"flood": list(flood)})
 
 
@@ -209,25 +212,47 @@ async def _route(
 ) -> Routed:
     parameters = {**others, "busy": list(rooms), "rooms": list(rooms.values())}
     found = await (await conn.execute(query, parameters, binary=True)).fetchall()
-    now, routed, first, top, to_the_end, created, left_of, left_over = next(
-        row[:8] for row in found if row[0] is not None
+    now, routed, first, top, to_the_end, created, snapshot, left_of, left_over = next(
+        row[:9] for row in found if row[0] is not None
     )
-    deliveries = [Delivery._make(row[8:]) for row in found if row[8] is not None]
+    deliveries = [Delivery._make(row[9:]) for row in found if row[9] is not None]
     left = dict(zip(left_of, left_over, strict=True))
-    return Routed(deliveries, now, routed, first, top, to_the_end, created, left)
+    under_way = frozenset(int(each) for each in snapshot.rpartition(":")[2].split(",") if each)
+    return Routed(deliveries, now, routed, first, top, to_the_end, created, left, under_way)
+
+
+# Below the mark of the routes: whatever is there was committed after they had passed it, or is being routed by another
+# daemon. One row says so, and it reads through whatever is under way.
+_LOWEST = statement("select o.seq from outbox.outbox as o where o.seq <= %(up_to)s order by o.seq limit 1")
+
+
+async def lowest(conn: AsyncConnection, *, up_to: int) -> int | None:
+    """Return the lowest seq that waits in the outbox, if it is not above `up_to`; None where there is none."""
+    row = await (await conn.execute(_LOWEST, {"up_to": up_to}, binary=True)).fetchone()
+    return int(row[0]) if row else None
+
+
+_LAST: LiteralString = "select case when s.is_called then s.last_value else 0 end from outbox.outbox_seq_seq as s"
+
+
+async def last(conn: AsyncConnection) -> int:
+    """Return the highest seq that was given to a change so far, committed or not; 0 where there was none."""
+    row = await (await conn.execute(_LAST, binary=True)).fetchone()
+    return int(row[0]) if row else 0
 
 
 # The doorbell: raised before sleeping, cleared by the first capture after. Read first, because each setval is WAL. That
 # it is on disk is not waited for: whoever lives through a crash of the database raises it anew. A capture takes its seq
 # before it looks at the doorbell: whose seq comes after the one that is read here will ring. That one is read when the
 # `case` comes to it, after the setval, and as the sequence is then, whatever the snapshot.
-_RAISE_DOORBELL = statement("""
+_RAISE_DOORBELL = statement(
+    """
 select case
-    when set_config('synchronous_commit', 'off', true) = 'off' and setval('outbox.doorbell', 2) = 2
-        then (select case when s.is_called then s.last_value else 0 end from outbox.outbox_seq_seq as s)
+    when set_config('synchronous_commit', 'off', true) = 'off' and setval('outbox.doorbell', 2) = 2 then ({last})
 end
 from outbox.doorbell where last_value <> 2
-""")
+""".replace("{last}", _LAST)
+)
 
 
 async def raise_doorbell(conn: AsyncConnection) -> int | None:

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from outbox.core import marks
+from outbox.core import low_water
 from outbox.daemon import fetcher as fetcher_module
 from outbox.daemon import rest as rest_module
 from outbox.daemon import router as router_module
@@ -97,7 +97,8 @@ async def test_nothing_is_looked_for_after_the_raising_where_no_number_is_missin
         await fetcher._look_once_more(conn)  # noqa: SLF001 - raises the bell
         await fetcher._turn(conn)  # noqa: SLF001
         assert routes == [0, 3]
-        assert fetcher._until_next_look() > 2 * max(LATE_LOOKS)  # noqa: SLF001
+        assert not fetcher._doorbell._late_looks  # noqa: SLF001
+        assert fetcher._until_next_look() > max(LATE_LOOKS)  # noqa: SLF001 - below the mark, once
         add_contacts(contacts, 4, 1)
         dispatcher.ring()
         await fetcher._turn(conn)  # noqa: SLF001
@@ -195,10 +196,10 @@ async def test_who_does_not_know_who_raised_the_doorbell_looks(
 async def test_who_commits_after_a_long_time_is_not_hidden_by_a_mark(
     contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch, routes: list[int]
 ) -> None:
-    """Where a ring leads to nothing, one looks at what was passed by, too."""
-    monkeypatch.setattr(marks, "LAG", 0.0)
-    monkeypatch.setattr(marks, "MISSING_SECONDS", 0.0)
-    monkeypatch.setattr(marks, "LIFE", A_LONG_TIME)
+    """Where who was passed by is not under way any more, one looks there, too."""
+    monkeypatch.setattr(low_water, "TRAIL_SECONDS", 0.0)
+    monkeypatch.setattr(low_water, "MISSING_SECONDS", 0.0)
+    monkeypatch.setattr(low_water, "LOOK_BELOW_SECONDS", A_LONG_TIME)
     async with dispatching(db, poll_interval=A_LONG_TIME) as dispatcher:
         fetcher, conn = await knowing_all(dispatcher, contacts)
         with psycopg.connect(db) as late:
@@ -208,9 +209,9 @@ async def test_who_commits_after_a_long_time_is_not_hidden_by_a_mark(
             await fetcher._look_once_more(conn)  # noqa: SLF001
             assert sum(routes) == 1
         dispatcher.ring()
-        await fetcher._turn(conn)  # noqa: SLF001
+        assert await fetcher._turn(conn)  # noqa: SLF001 - who was under way is not any more
         assert sum(routes) == 1
-        await fetcher._look_once_more(conn)  # noqa: SLF001
+        await fetcher._turn(conn)  # noqa: SLF001
         assert sum(routes) == 2
 
 

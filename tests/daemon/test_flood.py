@@ -8,6 +8,7 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
+from outbox.core import bypass
 from outbox.daemon import router as router_module
 from outbox.daemon.fetcher import Fetcher
 from outbox.daemon.intake import BYTES_IN_HAND
@@ -87,8 +88,8 @@ async def test_what_stands_behind_a_flood_is_leased(
     contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whenever it is committed: each look goes on where the last ended, and now and then all is looked at again."""
-    monkeypatch.setattr(router_module, "OVERTAKE_AGAIN", 0.0)
-    monkeypatch.setattr(router_module, "OVERTAKE_SCAN", 1000)
+    monkeypatch.setattr(bypass, "AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(bypass, "SCAN", 1000)
     with Receiver(default=Hang()) as receiver, psycopg.connect(db) as late:
         add_config(contacts, receiver.url)
         other = add_config(contacts, receiver.url, location_id="M")
@@ -109,6 +110,35 @@ async def test_what_stands_behind_a_flood_is_leased(
                 await asyncio.sleep(0.01)
             assert leased_in(contacts, other) == 2
             assert captured(contacts) > 3000
+
+
+async def test_what_comes_last_behind_a_long_flood_is_looked_at_before_what_is_in_between(
+    contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of which nothing is forgotten: each look at it is followed by one at what is new."""
+    monkeypatch.setattr(bypass, "SCAN", 200)
+    monkeypatch.setattr(bypass, "SCAN_BESIDE", 200)
+    with Receiver(default=Hang()) as receiver:
+        add_config(contacts, receiver.url)
+        between = add_config(contacts, receiver.url, location_id="M")
+        last = add_config(contacts, receiver.url, location_id="N")
+        add_contacts(contacts, 1, 2000)
+        contacts.execute("insert into contacts values (2001, 'M')")
+        add_contacts(contacts, 2002, 2000)
+        contacts.execute("insert into contacts values (5000, 'N')")
+        async with dispatching(db, allow_networks=LOOPBACK) as dispatcher:
+            router = dispatcher._fetcher._router  # noqa: SLF001
+            conn = await flood(dispatcher._fetcher)  # noqa: SLF001
+            await router.overtake(conn)
+            await router.overtake(conn)
+            assert (leased_in(contacts, between), leased_in(contacts, last)) == (0, 1)
+            for _ in range(60):
+                if leased_in(contacts, between):
+                    break
+                await asyncio.sleep(0.01)
+                await router.overtake(conn)
+            assert leased_in(contacts, between) == 1
+            assert captured(contacts) > 2000
 
 
 @pytest.mark.parametrize("slots", [0, 50])
@@ -162,7 +192,7 @@ async def test_what_nobody_wants_does_not_have_a_flood_passed_from_its_beginning
     contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A look that brings nothing else ends the flood, as far as one can see, and the next one finds it again."""
-    monkeypatch.setattr(router_module, "OVERTAKE_SCAN", 2000)
+    monkeypatch.setattr(bypass, "SCAN", 2000)
     monkeypatch.setattr(router_module, "AHEAD_SECONDS", 0.0)
     with Receiver(default=Hang()) as receiver:
         add_config(contacts, receiver.url)

@@ -10,6 +10,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from outbox.core.bypass import TO_THE_END
 from outbox.core.model import Attempt, Dead, Delivered, Delivery, Outcome, Retry
 from outbox.postgres import queue, routing
 from outbox.postgres.pool import Link
@@ -80,10 +81,16 @@ async def test_route_makes_one_event_and_a_delivery_for_each_config_that_wants_i
 
 
 async def overtake(
-    conn: psycopg.AsyncConnection, flood: list[UUID], *, low: int = 0, scan: int = 1000, rows: int = 100
+    conn: psycopg.AsyncConnection,
+    flood: list[UUID],
+    *,
+    low: int = 0,
+    high: int = TO_THE_END,
+    scan: int = 1000,
+    rows: int = 100,
 ) -> routing.Routed:
     return await routing.overtake(
-        conn, low=low, scan=scan, flood=flood, rows=rows, slots=100, room=10, rooms={}, lease=60
+        conn, low=low, high=high, scan=scan, flood=flood, rows=rows, slots=100, room=10, rooms={}, lease=60
     )  # fmt: skip
 
 
@@ -189,6 +196,44 @@ async def test_a_look_behind_a_flood_goes_on_where_the_last_one_came_to(
     fourth = await overtake(aconn, [flood], low=third.top or 0)
     assert (fourth.rows, fourth.top) == (0, None)
     assert left(contacts) == ["1", "3", "5", "7", "9"]
+
+
+async def test_a_look_behind_a_flood_takes_nothing_above_where_it_is_to_end(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    """What is there was looked at already, and is the flood's or somebody's whose place it keeps."""
+    flood, other = add_config(contacts), add_config(contacts, location_id="M")
+    contacts.execute("insert into contacts select i, (array['L', 'M'])[1 + (i + 1) % 2] from generate_series(1, 9) i")
+    found = await overtake(aconn, [flood], high=await routing.last(aconn) - 4)
+    assert records(found) == [(other, "2"), (other, "4")]
+    assert found.to_the_end
+
+
+async def test_the_last_number_is_that_of_whoever_has_taken_one(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection, db: str
+) -> None:
+    """Whether he commits or not."""
+    before = await routing.last(aconn)
+    contacts.execute("insert into contacts values (1, 'L')")
+    with psycopg.connect(db) as slow:
+        slow.execute("insert into contacts values (2, 'L'), (3, 'L')")
+        assert await routing.last(aconn) == before + 3
+        slow.rollback()
+    assert await routing.last(aconn) == before + 3
+
+
+async def test_what_is_below_the_mark_is_known_by_its_lowest(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection, db: str
+) -> None:
+    """What is not committed is not there yet."""
+    before = await routing.last(aconn)
+    assert await routing.lowest(aconn, up_to=before + 3) is None
+    with psycopg.connect(db) as late:
+        late.execute("insert into contacts values (1, 'L')")
+        contacts.execute("insert into contacts values (2, 'L'), (3, 'L')")
+        assert await routing.lowest(aconn, up_to=before + 1) is None
+        assert await routing.lowest(aconn, up_to=before + 3) == before + 2
+    assert await routing.lowest(aconn, up_to=before + 3) == before + 1
 
 
 async def test_ids_sort_in_the_order_of_capture(contacts: psycopg.Connection, aconn: psycopg.AsyncConnection) -> None:

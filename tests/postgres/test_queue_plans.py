@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from psycopg.rows import Row
 
+from outbox.core.bypass import TO_THE_END
 from outbox.core.model import Attempt, Delivered, Delivery
 from outbox.postgres import queue, routing
 from outbox.postgres.pool import Link
@@ -204,6 +205,27 @@ async def test_a_route_reads_the_configs_that_match_and_nothing_that_is_owed(
     assert read.rows["deliveries"] <= A_FEW, read.plan
 
 
+async def test_a_route_above_the_mark_reads_little_of_what_is_under_way(
+    daemons: Daemons, owing: psycopg.Connection, every_db: str
+) -> None:
+    """20,000 changes that are not committed are in the index, and so is what was routed while a snapshot is held."""
+    with psycopg.connect(every_db) as large:
+        large.execute(_CAPTURED.encode(), [1, 20_000])
+        owing.execute(_CAPTURED.encode(), [1, 3])
+        pages = []
+        for low in (0, await routing.last(daemons.conn) - 3):
+            await daemons.conn.execute("begin")
+            routed = await routing.route(daemons.conn, low=low, rows=SLOTS, slots=SLOTS, room=10, rooms={}, lease=60)
+            await daemons.conn.execute("rollback")
+            assert routed.rows == 3
+            pages.append((await daemons.read_again()).pages["outbox_pkey"])
+        assert pages[1] * A_FEW < pages[0], pages
+        assert await routing.lowest(daemons.conn, up_to=20_000) is None
+        read = await daemons.read_again()
+        assert read.indexes == {"outbox_pkey"}, read.plan
+        assert not read.whole, read.plan
+
+
 async def test_a_look_behind_a_flood_reads_each_of_its_rows_once_and_the_configs_of_its_kinds(
     daemons: Daemons, owing: psycopg.Connection
 ) -> None:
@@ -216,12 +238,21 @@ async def test_a_look_behind_a_flood_reads_each_of_its_rows_once_and_the_configs
     assert row is not None
     await daemons.conn.execute("begin")
     found = await routing.overtake(
-        daemons.conn, low=0, scan=1000, flood=[row[0]], rows=SLOTS, slots=SLOTS, room=10, rooms={}, lease=60
+        daemons.conn,
+        low=0,
+        high=TO_THE_END,
+        scan=1000,
+        flood=[row[0]],
+        rows=SLOTS,
+        slots=SLOTS,
+        room=10,
+        rooms={},
+        lease=60,
     )
     assert (found.rows, found.deliveries) == (0, [])
     found = await routing.overtake(
-        daemons.conn, low=found.top or 0, scan=20_000, flood=[row[0]], rows=SLOTS, slots=SLOTS, room=10, rooms={},
-        lease=60,
+        daemons.conn, low=found.top or 0, high=TO_THE_END, scan=20_000, flood=[row[0]], rows=SLOTS, slots=SLOTS,
+        room=10, rooms={}, lease=60,
     )  # fmt: skip
     await daemons.conn.execute("rollback")
     assert found.rows == len(found.deliveries) == 2

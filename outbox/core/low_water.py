@@ -1,0 +1,130 @@
+"""Up to where nothing is left in the outbox, so that no route looks there again. No clock, no I/O.
+
+What a large transaction captures is in the index before it commits, and what was taken stays there while somebody
+holds a snapshot open: whoever looks from the beginning reads through all of it. So a look begins at a mark. It trails,
+because transactions commit out of the order of their seq. Whose changes it passes all the same was under way then, and
+each look tells who is: when one of these is done, a look below the mark finds what he left there.
+"""
+
+import math
+from collections import deque
+
+TRAIL_SECONDS = 0.5
+"""By which the mark trails what was routed."""
+
+MISSING_SECONDS = 2.0
+"""How long the mark does not pass a number that is missing: its transaction may be under way. It may have been rolled
+back, too, or routed by another daemon."""
+
+REACH = 10_000
+"""How many numbers the mark trails by, and little more, however long it is: a look reads through all that is under way
+there."""
+
+LOOK_BELOW_SECONDS = 2.0
+"""From one look below the mark to the next, as long as something happens, whoever is known to be under way."""
+
+PAUSE_TIMES = 10
+"""A look below the mark is followed by a pause of so many times its length, which grows with what is under way; where
+something is known to have been committed there, of its length."""
+
+QUICK_SECONDS = 0.005
+"""A look below that takes no longer is made where the routes are, before them; a longer one beside them."""
+
+Transactions = frozenset[int]
+"""Their ids."""
+
+
+class LowWater:
+    """The outbox's low-water mark, by seq. `now` is the monotonic clock."""
+
+    def __init__(self) -> None:
+        self._low = 0
+        self._tops: deque[tuple[float, int, Transactions]] = deque()
+        self._missing: deque[tuple[float, int]] = deque()
+        self._under_way = self._passed = Transactions()
+        self._looked_at = -math.inf
+        self._pause_ends = self._short_pause_ends = -math.inf
+        self._is_asked = False
+        self.is_in_doubt = False
+        """Whether something happened since the last look below the mark."""
+        self.is_quick = True
+        """Whether the last look below took no longer than a route may wait for it."""
+
+    def low(self, now: float) -> int:
+        """Return the seq up to which nothing is left, but for what is found by looking below."""
+        while self._tops and self._tops[0][0] <= now - TRAIL_SECONDS:
+            self._rise()
+        while self._missing and self._missing[0][0] < now - MISSING_SECONDS:
+            self._missing.popleft()
+        return min(self._low, self._missing[0][1]) if self._missing else self._low
+
+    def _rise(self) -> None:
+        """Pass what one look came to, and whoever was under way then and still is."""
+        _, top, under_way = self._tops.popleft()
+        self._low = max(self._low, top)
+        self._passed |= under_way & self._under_way
+
+    def looked(self, now: float, top: int | None, under_way: Transactions) -> None:
+        """Note a look above the mark: the highest seq that it took, if any, and which transactions it did not see."""
+        if not self._passed <= under_way:
+            self.ask(now, soon=True)
+        self._passed &= under_way
+        self._under_way = under_way
+        if top is None:
+            return
+        self.is_in_doubt = True
+        if self._looked_at == -math.inf:
+            self._looked_at = now  # nothing was hidden before
+        while self._tops and self._tops[0][1] < top - REACH:
+            self._rise()
+        while self._missing and self._missing[0][1] < top - REACH:
+            self._missing.popleft()
+        self._tops.append((now, top, under_way))
+
+    def missing(self, now: float, after: int) -> None:
+        """Note that a number after this seq is missing, and nothing up to it."""
+        self._missing.append((now, after))
+
+    def rang(self) -> None:
+        """Note that somebody committed, or may have: perhaps what the mark hides."""
+        self.is_in_doubt = True
+
+    def ask(self, now: float, *, soon: bool = False, at_once: bool = False) -> None:
+        """Have a look below the mark made when the pause after the last one is over, a short one if `soon`, or none."""
+        self._is_asked = self.is_in_doubt = self.low(now) > 0  # else each look sees everything
+        if soon:
+            self._pause_ends = min(self._pause_ends, self._short_pause_ends)
+        if at_once:
+            self._pause_ends = -math.inf
+
+    def is_due(self, now: float) -> bool:
+        """Whether to look below the mark."""
+        is_wanted = self._is_asked or now >= self._looked_at + LOOK_BELOW_SECONDS
+        return is_wanted and now >= self._pause_ends and self.low(now) > 0
+
+    @property
+    def next_look(self) -> float:
+        """When to look below though nothing else is to be done, on the monotonic clock; infinite when not."""
+        if self._is_asked:
+            return self._pause_ends
+        if not self.is_in_doubt or not (self._low or self._tops):
+            return math.inf
+        rises = -math.inf if self._low else self._tops[0][0] + TRAIL_SECONDS
+        return max(self._pause_ends, self._looked_at + LOOK_BELOW_SECONDS, rises)
+
+    def begin_look_below(self, now: float) -> int:
+        """Note that a look below begins; return the seq up to which."""
+        self._looked_at = now
+        self._is_asked = self.is_in_doubt = False
+        return self.low(now)
+
+    def looked_below(self, now: float, lowest: int | None) -> None:
+        """Note what it found: the lowest seq below the mark, if any. The mark goes back before it."""
+        spent = now - self._looked_at
+        self.is_quick = spent <= QUICK_SECONDS
+        self._pause_ends, self._short_pause_ends = now + PAUSE_TIMES * spent, now + spent
+        if lowest is not None:
+            self._low = lowest - 1
+            self._tops.clear()
+            self._missing.clear()
+            self._is_asked &= self._low > 0

@@ -1,0 +1,95 @@
+"""A transaction that captures much, and takes long: others are not kept waiting by it, and nothing of it is lost."""
+
+import asyncio
+from typing import Any
+
+import psycopg
+import pytest
+
+from outbox.core import low_water
+from outbox.postgres import routing
+from tests.daemons import add_config, add_contacts, doorbell_is_up, eventually, owed, running
+from tests.receiver import Receiver
+
+A_LONG_TIME = 3600.0
+
+
+def last_seq(conn: psycopg.Connection) -> int:
+    row = conn.execute("select last_value from outbox.outbox_seq_seq").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def captured(conn: psycopg.Connection) -> int:
+    row = conn.execute("select count(*) from outbox.outbox").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+@pytest.fixture
+def lows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Above which seq each route looked so far."""
+    seqs: list[int] = []
+    route = routing.route
+
+    async def noting(*arguments: Any, low: int, **named: Any) -> routing.Routed:  # noqa: ANN401 - whatever it takes
+        seqs.append(low)
+        return await route(*arguments, low=low, **named)
+
+    monkeypatch.setattr(routing, "route", noting)
+    return seqs
+
+
+@pytest.mark.parametrize("quick_seconds", [low_water.QUICK_SECONDS, -1.0])
+async def test_no_route_reads_through_what_is_under_way(
+    contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch, lows: list[int], quick_seconds: float
+) -> None:
+    """Once something behind it was routed. When it is committed all of it is found, wherever one looks for it."""
+    monkeypatch.setattr(low_water, "QUICK_SECONDS", quick_seconds)
+    monkeypatch.setattr(low_water, "REACH", 100)
+    with Receiver() as receiver, psycopg.connect(db) as large:
+        add_config(contacts, receiver.url)
+        async with running(db, poll_interval=A_LONG_TIME):
+            await eventually(lambda: doorbell_is_up(contacts))
+            add_contacts(large, 1, 5)
+            large.execute("insert into contacts select i, 'X' from generate_series(11, 2000) i")
+            add_contacts(large, 6, 5)
+            add_contacts(contacts, 3001, 1)
+            await receiver.wait_for_async(1)
+            await asyncio.sleep(2 * low_water.TRAIL_SECONDS)
+            routes, behind = len(lows), last_seq(contacts)
+            for number in range(3002, 3012):
+                add_contacts(contacts, number, 1)
+                await receiver.wait_for_async(number - 3000)
+                await eventually(lambda: not owed(contacts))
+            assert min(lows[routes:]) >= behind - 100
+            await asyncio.sleep(2 * low_water.TRAIL_SECONDS)  # the mark is behind all of it by then
+            large.commit()
+            await receiver.wait_for_async(11 + 10)
+            await eventually(lambda: not owed(contacts) and not captured(contacts))
+        assert len(receiver.requests) == 11 + 10
+
+
+async def test_who_commits_late_is_found_while_others_keep_the_daemon_busy(
+    contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is never idle, so nothing but time has it look below the mark."""
+    monkeypatch.setattr(low_water, "MISSING_SECONDS", 0.0)
+    with Receiver() as receiver, psycopg.connect(db) as late:
+        add_config(contacts, receiver.url_for("/others"))
+        add_config(contacts, receiver.url_for("/late"), location_id="M")
+        async with running(db, poll_interval=A_LONG_TIME):
+            await eventually(lambda: doorbell_is_up(contacts))
+            late.execute("insert into contacts values (1, 'M')")
+            number = 1
+            while number < 100:
+                number += 1
+                add_contacts(contacts, number, 1)
+                await asyncio.sleep(2 * low_water.TRAIL_SECONDS / 100)
+            late.commit()
+            while not any(each.path == "/late" for each in receiver.requests):
+                assert number < 5000
+                number += 1
+                add_contacts(contacts, number, 1)
+                await asyncio.sleep(0.005)
+            await receiver.wait_for_async(number)
