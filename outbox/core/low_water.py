@@ -8,6 +8,7 @@ each look tells who is: when one of these is done, a look below the mark finds w
 
 import math
 from collections import deque
+from dataclasses import dataclass
 
 TRAIL_SECONDS = 0.5
 """By which the mark trails what was routed."""
@@ -30,8 +31,13 @@ something is known to have been committed there, of its length."""
 QUICK_SECONDS = 0.005
 """A look below that takes no longer is made where the routes are, before them; a longer one beside them."""
 
-Transactions = frozenset[int]
-"""Their ids."""
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Which transactions a look did not see: those that were `under_way`, and all from the id `end` on."""
+
+    end: int
+    under_way: frozenset[int]
 
 
 class LowWater:
@@ -39,9 +45,9 @@ class LowWater:
 
     def __init__(self) -> None:
         self._low = 0
-        self._tops: deque[tuple[float, int, Transactions]] = deque()
+        self._tops: deque[tuple[float, int, Snapshot]] = deque()
         self._missing: deque[tuple[float, int]] = deque()
-        self._under_way = self._passed = Transactions()
+        self._under_way = self._passed = frozenset[int]()
         self._looked_at = -math.inf
         self._pause_ends = self._short_pause_ends = -math.inf
         self._is_asked = False
@@ -52,34 +58,38 @@ class LowWater:
 
     def low(self, now: float) -> int:
         """Return the seq up to which nothing is left, but for what is found by looking below."""
-        while self._tops and self._tops[0][0] <= now - TRAIL_SECONDS:
+        while self._tops and self._tops[0][0] + TRAIL_SECONDS <= now:
             self._rise()
-        while self._missing and self._missing[0][0] < now - MISSING_SECONDS:
+        while self._missing and self._missing[0][0] + MISSING_SECONDS <= now:
             self._missing.popleft()
         return min(self._low, self._missing[0][1]) if self._missing else self._low
 
     def _rise(self) -> None:
         """Pass what one look came to, and whoever was under way then and still is."""
-        _, top, under_way = self._tops.popleft()
+        _, top, then = self._tops.popleft()
         self._low = max(self._low, top)
-        self._passed |= under_way & self._under_way
+        self._passed |= {each for each in self._under_way if each in then.under_way or each >= then.end}
 
-    def looked(self, now: float, top: int | None, under_way: Transactions) -> None:
-        """Note a look above the mark: the highest seq that it took, if any, and which transactions it did not see."""
-        if not self._passed <= under_way:
+    def looked(self, now: float, top: int | None, snapshot: Snapshot, *, low: int, to_the_end: bool) -> None:
+        """Note a look above `low`, the mark when it began: the highest seq that it took, if any, and what it saw."""
+        if not self._passed <= snapshot.under_way:
             self.ask(now, soon=True)
-        self._passed &= under_way
-        self._under_way = under_way
+        self._passed &= snapshot.under_way
+        self._under_way = snapshot.under_way
         if top is None:
             return
         self.is_in_doubt = True
+        if low > self.low(now):  # it went back meanwhile: what is above that was not looked at
+            return
+        while not to_the_end and self._tops and self._tops[-1][1] > top:
+            self._tops.pop()  # nor is what is left up to there
         if self._looked_at == -math.inf:
             self._looked_at = now  # nothing was hidden before
         while self._tops and self._tops[0][1] < top - REACH:
             self._rise()
         while self._missing and self._missing[0][1] < top - REACH:
             self._missing.popleft()
-        self._tops.append((now, top, under_way))
+        self._tops.append((now, top, snapshot))
 
     def missing(self, now: float, after: int) -> None:
         """Note that a number after this seq is missing, and nothing up to it."""
@@ -102,21 +112,29 @@ class LowWater:
         is_wanted = self._is_asked or now >= self._looked_at + LOOK_BELOW_SECONDS
         return is_wanted and now >= self._pause_ends and self.low(now) > 0
 
-    @property
-    def next_look(self) -> float:
-        """When to look below though nothing else is to be done, on the monotonic clock; infinite when not."""
-        if self._is_asked:
-            return self._pause_ends
-        if not self.is_in_doubt or not (self._low or self._tops):
+    def next_look(self, now: float) -> float:
+        """Return when to look below though nothing else is to be done; infinite when not."""
+        if not (self._is_asked or self.is_in_doubt) or not (self._low or self._tops):
             return math.inf
-        rises = -math.inf if self._low else self._tops[0][0] + TRAIL_SECONDS
-        return max(self._pause_ends, self._looked_at + LOOK_BELOW_SECONDS, rises)
+        wanted = -math.inf if self._is_asked else self._looked_at + LOOK_BELOW_SECONDS
+        wanted = max(wanted, self._pause_ends)
+        return wanted if wanted > now or self.is_due(now) else now + TRAIL_SECONDS  # the mark has yet to rise
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether a look below is to be made as soon as it may."""
+        return self._is_asked
 
     def begin_look_below(self, now: float) -> int:
         """Note that a look below begins; return the seq up to which."""
         self._looked_at = now
-        self._is_asked = self.is_in_doubt = False
-        return self.low(now)
+        low = self.low(now)
+        self._is_asked, self.is_in_doubt = False, bool(self._tops or self._missing)  # it says nothing of what is above
+        return low
+
+    def failed_below(self) -> None:
+        """Note that a look below had no answer."""
+        self._is_asked = self.is_in_doubt = self._low > 0
 
     def looked_below(self, now: float, lowest: int | None) -> None:
         """Note what it found: the lowest seq below the mark, if any. The mark goes back before it."""

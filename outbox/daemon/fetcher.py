@@ -120,6 +120,7 @@ class Fetcher:
             except TRANSIENT as error:
                 self._outage.began(error)
                 self._doorbell.forget()
+                self._low_water.ask(time.monotonic(), at_once=True)
                 self._router.look_at_once()
                 self._targets.doubt()
                 await self._link.drop()
@@ -132,7 +133,7 @@ class Fetcher:
             self.turned_at = time.monotonic()
             if found:
                 continue
-            is_owed = self._governed_claimer.is_owed or self._router.is_flooded
+            is_owed = self._governed_claimer.is_owed or self._router.is_flooded or self._low_water.is_asked
             if not self._until_empty or self._in_hand or is_owed:
                 await self._rest(self._until_next_look())
             elif self._looked_with_nothing_in_hand and not self._claimer.is_owed:
@@ -225,7 +226,7 @@ class Fetcher:
         return self._buffer.in_hand + self._settler.count
 
     def _until_next_look(self) -> float:
-        looks = [self._low_water.next_look]
+        looks = [self._low_water.next_look(time.monotonic())]
         if self._router.next_look is not None:
             looks.append(self._router.next_look)
         if not self._intake.is_full:

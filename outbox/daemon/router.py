@@ -118,7 +118,11 @@ class Router:
     async def look_below(self, conn: psycopg.AsyncConnection) -> bool:
         """Look for what was committed when the routes had passed it; returns whether to look at it at once."""
         up_to = self._low_water.begin_look_below(time.monotonic())
-        lowest = await routing.lowest(conn, up_to=up_to)
+        try:
+            lowest = await routing.lowest(conn, up_to=up_to)
+        except BaseException:
+            self._low_water.failed_below()
+            raise
         self._low_water.looked_below(time.monotonic(), lowest)
         if lowest is not None:
             self.look_at_once()
@@ -135,9 +139,10 @@ class Router:
         self._doorbell.look(now)
         doorbell_was_up = self._doorbell.is_up
         (rooms, room), slots = self._intake.rooms(), self._slots
+        low = self._low_water.low(now)
         limit = self._limit(now, slots, rooms, room)
         routed = await routing.route(
-            conn, low=self._low_water.low(now), rows=limit, slots=slots, room=room, rooms=rooms,
+            conn, low=low, rows=limit, slots=slots, room=room, rooms=rooms,
             lease=self._intake.lease,
         )  # fmt: skip
         self.is_captured_now = routed.rows > 0 and routed.to_the_end
@@ -146,7 +151,7 @@ class Router:
             self._not_before = now + QUIET_SECONDS
         if routed.now is not None:
             self._claimer.note_route(routed.now)
-        self._low_water.looked(now, routed.top, routed.under_way)
+        self._low_water.looked(now, routed.top, routed.snapshot, low=low, to_the_end=routed.to_the_end)
         self._note_flood(routed, rooms, room)
         self._flood_log.note(self._flood, now)
         await self._admit(conn, routed, now, rooms=rooms, room=room)

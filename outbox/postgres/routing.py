@@ -7,6 +7,7 @@ from uuid import UUID
 
 from psycopg import AsyncConnection
 
+from outbox.core.low_water import Snapshot
 from outbox.core.model import Delivery
 from outbox.postgres.queue import Claimed
 from outbox.postgres.statements import statement
@@ -171,7 +172,7 @@ class Routed(Claimed):
     """Deliveries that they are owed, those that were not leased to us included."""
     left: Mapping[UUID, int]
     """How many of them were not leased of each config, for want of slots or of room."""
-    under_way: frozenset[int]
+    snapshot: Snapshot
     """The transactions that were neither committed nor rolled back: what they captured was not seen."""
 
 
@@ -217,8 +218,9 @@ async def _route(
     )
     deliveries = [Delivery._make(row[9:]) for row in found if row[9] is not None]
     left = dict(zip(left_of, left_over, strict=True))
-    under_way = frozenset(int(each) for each in snapshot.rpartition(":")[2].split(",") if each)
-    return Routed(deliveries, now, routed, first, top, to_the_end, created, left, under_way)
+    _, end, under_way = snapshot.split(":")
+    seen = Snapshot(int(end), frozenset(int(each) for each in under_way.split(",") if each))
+    return Routed(deliveries, now, routed, first, top, to_the_end, created, left, seen)
 
 
 # Below the mark of the routes: whatever is there was committed after they had passed it, or is being routed by another

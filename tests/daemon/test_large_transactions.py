@@ -8,8 +8,8 @@ import pytest
 
 from outbox.core import low_water
 from outbox.postgres import routing
-from tests.daemons import add_config, add_contacts, doorbell_is_up, eventually, owed, running
-from tests.receiver import Receiver
+from tests.daemons import add_config, add_contacts, doorbell_is_up, eventually, owed, running, until_empty
+from tests.receiver import Receiver, Status
 
 A_LONG_TIME = 3600.0
 
@@ -93,3 +93,33 @@ async def test_who_commits_late_is_found_while_others_keep_the_daemon_busy(
                 add_contacts(contacts, number, 1)
                 await asyncio.sleep(0.005)
             await receiver.wait_for_async(number)
+
+
+async def test_a_look_below_that_is_cut_off_is_made_again_before_all_is_done(
+    contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `--until-empty` nothing else would find what was committed late."""
+    monkeypatch.setattr(low_water, "TRAIL_SECONDS", 0.0)
+    monkeypatch.setattr(low_water, "MISSING_SECONDS", 0.0)
+    lowest, cut = routing.lowest, list[int]()
+
+    async def cut_off_once(conn: psycopg.AsyncConnection, *, up_to: int) -> int | None:
+        if not cut:
+            cut.append(conn.info.backend_pid)
+            contacts.execute("select pg_terminate_backend(%s, 5000)", cut)
+        return await lowest(conn, up_to=up_to)
+
+    monkeypatch.setattr(routing, "lowest", cut_off_once)
+    with Receiver() as receiver, psycopg.connect(db) as late:
+        receiver.answer("/", Status(200, delay=0.3))
+        add_config(contacts, receiver.url_for("/"))
+        add_contacts(late, 1, 1)
+        add_contacts(contacts, 2, 1)
+        done = asyncio.create_task(until_empty(db))
+        await receiver.wait_for_async(1)
+        late.commit()
+        await done
+        assert cut
+        assert not owed(contacts)
+        assert not captured(contacts)
+        assert len(receiver.requests) == 2
