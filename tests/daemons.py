@@ -153,6 +153,13 @@ def doorbell_is_up(conn: psycopg.Connection) -> bool:
     return conn.execute("select last_value from outbox.doorbell").fetchone() == (2,)
 
 
+def captured(conn: psycopg.Connection) -> int:
+    """Return how many changes wait in the outbox."""
+    row = conn.execute("select count(*) from outbox.outbox").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 def owed(conn: psycopg.Connection) -> list[tuple[str, int, bool]]:
     """Return state, attempts and lease of each delivery that is owed, in the order of their events."""
     return conn.execute("select state, attempts, leased from outbox.deliveries order by event_id, config_id").fetchall()

@@ -50,7 +50,8 @@ class LowWater:
         self._under_way = self._passed = frozenset[int]()
         self._looked_at = -math.inf
         self._pause_ends = self._short_pause_ends = -math.inf
-        self._is_asked = False
+        self.is_asked = False
+        """Whether a look below is to be made as soon as it may."""
         self.is_in_doubt = False
         """Whether something happened since the last look below the mark."""
         self.is_quick = True
@@ -101,7 +102,7 @@ class LowWater:
 
     def ask(self, now: float, *, soon: bool = False, at_once: bool = False) -> None:
         """Have a look below the mark made when the pause after the last one is over, a short one if `soon`, or none."""
-        self._is_asked = self.is_in_doubt = self.low(now) > 0  # else each look sees everything
+        self.is_asked = self.is_in_doubt = self.low(now) > 0  # else each look sees everything
         if soon:
             self._pause_ends = min(self._pause_ends, self._short_pause_ends)
         if at_once:
@@ -109,32 +110,23 @@ class LowWater:
 
     def is_due(self, now: float) -> bool:
         """Whether to look below the mark."""
-        is_wanted = self._is_asked or now >= self._looked_at + LOOK_BELOW_SECONDS
+        is_wanted = self.is_asked or now >= self._looked_at + LOOK_BELOW_SECONDS
         return is_wanted and now >= self._pause_ends and self.low(now) > 0
 
     def next_look(self, now: float) -> float:
         """Return when to look below though nothing else is to be done; infinite when not."""
-        if not (self._is_asked or self.is_in_doubt) or not (self._low or self._tops):
+        if not (self.is_asked or self.is_in_doubt) or not (self._low or self._tops):
             return math.inf
-        wanted = -math.inf if self._is_asked else self._looked_at + LOOK_BELOW_SECONDS
+        wanted = -math.inf if self.is_asked else self._looked_at + LOOK_BELOW_SECONDS
         wanted = max(wanted, self._pause_ends)
         return wanted if wanted > now or self.is_due(now) else now + TRAIL_SECONDS  # the mark has yet to rise
-
-    @property
-    def is_asked(self) -> bool:
-        """Whether a look below is to be made as soon as it may."""
-        return self._is_asked
 
     def begin_look_below(self, now: float) -> int:
         """Note that a look below begins; return the seq up to which."""
         self._looked_at = now
         low = self.low(now)
-        self._is_asked, self.is_in_doubt = False, bool(self._tops or self._missing)  # it says nothing of what is above
+        self.is_asked, self.is_in_doubt = False, bool(self._tops or self._missing)  # it says nothing of what is above
         return low
-
-    def failed_below(self) -> None:
-        """Note that a look below had no answer."""
-        self._is_asked = self.is_in_doubt = self._low > 0
 
     def looked_below(self, now: float, lowest: int | None) -> None:
         """Note what it found: the lowest seq below the mark, if any. The mark goes back before it."""
@@ -145,4 +137,4 @@ class LowWater:
             self._low = lowest - 1
             self._tops.clear()
             self._missing.clear()
-            self._is_asked &= self._low > 0
+            self.is_asked &= self._low > 0

@@ -120,7 +120,7 @@ class Fetcher:
             except TRANSIENT as error:
                 self._outage.began(error)
                 self._doorbell.forget()
-                self._low_water.ask(time.monotonic(), at_once=True)
+                self._low_water.ask(time.monotonic(), at_once=True)  # also where the look below had no answer
                 self._router.look_at_once()
                 self._targets.doubt()
                 await self._link.drop()

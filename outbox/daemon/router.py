@@ -118,11 +118,7 @@ class Router:
     async def look_below(self, conn: psycopg.AsyncConnection) -> bool:
         """Look for what was committed when the routes had passed it; returns whether to look at it at once."""
         up_to = self._low_water.begin_look_below(time.monotonic())
-        try:
-            lowest = await routing.lowest(conn, up_to=up_to)
-        except BaseException:
-            self._low_water.failed_below()
-            raise
+        lowest = await routing.lowest(conn, up_to=up_to)
         self._low_water.looked_below(time.monotonic(), lowest)
         if lowest is not None:
             self.look_at_once()

@@ -219,7 +219,7 @@ def test_who_is_to_look_below_may(seed: int) -> None:
                 look_below(mark, now, seconds=dice.choice((0.0, 0.1)), lowest=dice.choice((None, 1, 5)))
             case _:
                 mark.begin_look_below(now)
-                mark.failed_below()
+                mark.ask(now, at_once=True)
         assert mark.next_look(now) > now or mark.is_due(now)
 
 
@@ -227,7 +227,7 @@ def test_a_look_without_an_answer_is_made_again() -> None:
     """Nobody knows what it would have found."""
     mark = passed(LATE)
     mark.begin_look_below(1.0)
-    mark.failed_below()
+    mark.ask(1.0, at_once=True)
     assert mark.is_due(1.0)
 
 

@@ -17,6 +17,7 @@ from tests.daemons import (
     LOOPBACK,
     add_config,
     add_contacts,
+    captured,
     dispatching,
     eventually,
     owed,
@@ -24,12 +25,6 @@ from tests.daemons import (
     until_empty,
 )
 from tests.receiver import Gate, Hang, Receiver, Status
-
-
-def captured(conn: psycopg.Connection) -> int:
-    row = conn.execute("select count(*) from outbox.outbox").fetchone()
-    assert row is not None
-    return int(row[0])
 
 
 def add_others(conn: psycopg.Connection, url: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from outbox.core import low_water
 from outbox.postgres import routing
-from tests.daemons import add_config, add_contacts, doorbell_is_up, eventually, owed, running, until_empty
+from tests.daemons import add_config, add_contacts, captured, doorbell_is_up, eventually, owed, running, until_empty
 from tests.receiver import Receiver, Status
 
 A_LONG_TIME = 3600.0
@@ -16,12 +16,6 @@ A_LONG_TIME = 3600.0
 
 def last_seq(conn: psycopg.Connection) -> int:
     row = conn.execute("select last_value from outbox.outbox_seq_seq").fetchone()
-    assert row is not None
-    return int(row[0])
-
-
-def captured(conn: psycopg.Connection) -> int:
-    row = conn.execute("select count(*) from outbox.outbox").fetchone()
     assert row is not None
     return int(row[0])
 
