@@ -31,6 +31,9 @@ something is known to have been committed there, of its length."""
 QUICK_SECONDS = 0.005
 """A look below that takes no longer is made where the routes are, before them; a longer one beside them."""
 
+MANY_UNSEEN = 2_000
+"""Where the mark has passed more numbers that no look has seen, a look below may take longer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -50,12 +53,18 @@ class LowWater:
         self._under_way = self._passed = frozenset[int]()
         self._looked_at = -math.inf
         self._pause_ends = self._short_pause_ends = -math.inf
+        self._top = self._unseen = 0
+        self._was_quick = True
+        self._is_looking_below = False
         self.is_asked = False
         """Whether a look below is to be made as soon as it may."""
         self.is_in_doubt = False
         """Whether something happened since the last look below the mark."""
-        self.is_quick = True
-        """Whether the last look below took no longer than a route may wait for it."""
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether a look below will take no longer than a route may wait for it, as far as one can tell."""
+        return self._was_quick and self._unseen <= MANY_UNSEEN
 
     def low(self, now: float) -> int:
         """Return the seq up to which nothing is left, but for what is found by looking below."""
@@ -65,32 +74,68 @@ class LowWater:
             self._missing.popleft()
         return min(self._low, self._missing[0][1]) if self._missing else self._low
 
+    def hidden(self, now: float) -> tuple[int, frozenset[int]]:
+        """Return up to where nothing can be, unless one of these transactions is over; 0 where nobody knows."""
+        low = self.low(now)
+        return (0, frozenset()) if self.is_asked or self._is_looking_below else (low, self._passed)
+
     def _rise(self) -> None:
         """Pass what one look came to, and whoever was under way then and still is."""
         _, top, then = self._tops.popleft()
         self._low = max(self._low, top)
         self._passed |= {each for each in self._under_way if each in then.under_way or each >= then.end}
 
-    def looked(self, now: float, top: int | None, snapshot: Snapshot, *, low: int, to_the_end: bool) -> None:
-        """Note a look above `low`, the mark when it began: the highest seq that it took, if any, and what it saw."""
+    def looked(
+        self,
+        now: float,
+        top: int | None,
+        snapshot: Snapshot,
+        *,
+        low: int,
+        to_the_end: bool,
+        rows: int = 1,
+        left_to_others: int | None = None,
+    ) -> None:
+        """Note a look above `low`, the mark when it began: the highest seq that it took, if any, and what it saw.
+
+        `rows`: how many it took. `left_to_others`: the lowest seq that is there and which it could not take.
+        """
         if not self._passed <= snapshot.under_way:
             self.ask(now, soon=True)
         self._passed &= snapshot.under_way
         self._under_way = snapshot.under_way
+        if left_to_others is not None:
+            # It may stay there, and what is above it is not all that is left.
+            top = left_to_others - 1 if top is None else min(top, left_to_others - 1)
         if top is None:
             return
         self.is_in_doubt = True
         if low > self.low(now):  # it went back meanwhile: what is above that was not looked at
             return
-        while not to_the_end and self._tops and self._tops[-1][1] > top:
-            self._tops.pop()  # nor is what is left up to there
+        self._unseen += max(0, top - self._top - rows)
+        self._top = max(self._top, top)
+        if not to_the_end or left_to_others is not None:
+            self._lower(top)
         if self._looked_at == -math.inf:
             self._looked_at = now  # nothing was hidden before
-        while self._tops and self._tops[0][1] < top - REACH:
+        self._note_top(now, top, snapshot, low)
+
+    def _lower(self, top: int) -> None:
+        """Forget what came further: what is left above `top` was not seen by that look, but by this one."""
+        self._low = min(self._low, top)  # it may be higher where a missing number keeps the mark below
+        while self._tops and self._tops[-1][1] > top:
+            self._tops.pop()
+
+    def _note_top(self, now: float, top: int, snapshot: Snapshot, low: int) -> None:
+        while self._tops and self._tops[0][1] <= top - REACH:
             self._rise()
         while self._missing and self._missing[0][1] < top - REACH:
             self._missing.popleft()
-        self._tops.append((now, top, snapshot))
+        before = self._tops[-1][1] if self._tops else low
+        if before < top - REACH:
+            self._tops.append((now, top - REACH, snapshot))  # for the next look: this one may not know all who began
+        if before < top:
+            self._tops.append((now, top, snapshot))
 
     def missing(self, now: float, after: int) -> None:
         """Note that a number after this seq is missing, and nothing up to it."""
@@ -124,6 +169,7 @@ class LowWater:
     def begin_look_below(self, now: float) -> int:
         """Note that a look below begins; return the seq up to which."""
         self._looked_at = now
+        self._is_looking_below = True
         low = self.low(now)
         self.is_asked, self.is_in_doubt = False, bool(self._tops or self._missing)  # it says nothing of what is above
         return low
@@ -131,7 +177,8 @@ class LowWater:
     def looked_below(self, now: float, lowest: int | None) -> None:
         """Note what it found: the lowest seq below the mark, if any. The mark goes back before it."""
         spent = now - self._looked_at
-        self.is_quick = spent <= QUICK_SECONDS
+        self._was_quick, self._unseen = spent <= QUICK_SECONDS, 0
+        self._is_looking_below = False
         self._pause_ends, self._short_pause_ends = now + PAUSE_TIMES * spent, now + spent
         if lowest is not None:
             self._low = lowest - 1

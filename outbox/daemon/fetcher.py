@@ -63,7 +63,9 @@ class Fetcher:
         self._low_water = LowWater()
         self._claimer = Claimer(claiming_link, self._intake, tally=tally, poll_interval=poll_interval)
         self._doorbell = Doorbell(self._low_water)
-        self._governed_claimer = GovernedClaimer(self._intake, tally=tally, poll_interval=poll_interval)
+        self._governed_claimer = GovernedClaimer(
+            self._intake, self._low_water, tally=tally, poll_interval=poll_interval
+        )
         self._router = Router(
             self._intake, self._low_water, self._doorbell, self._claimer, self._governed_claimer, tally=tally
         )
@@ -177,8 +179,11 @@ class Fetcher:
         others = asyncio.create_task(self._claim_and_overtake(may_claim=may_claim))
         try:
             while not (await asyncio.wait({others}, timeout=LOOK_MEANWHILE_SECONDS))[0]:
-                if not (self._stopping or self._settler.is_late):
-                    more |= await self._router.look(conn)
+                if self._stopping or self._settler.is_late:
+                    continue
+                more |= await self._router.look(conn)
+                if time.monotonic() >= self._governed_claimer.next_look:
+                    more |= await self._governed_claimer.claim(conn)
         except asyncio.CancelledError:
             others.cancel()
             raise

@@ -5,6 +5,7 @@ import time
 
 import psycopg
 
+from outbox.core.low_water import LowWater
 from outbox.core.tally import Tally
 from outbox.daemon.claimer import NO_CONFIG
 from outbox.daemon.intake import Intake
@@ -23,8 +24,9 @@ as long at 400 a second, and a backlog half as long again, for the same processo
 class GovernedClaimer:
     """It claims on the connection that the routes have: what goes in order must not be claimed beside them."""
 
-    def __init__(self, intake: Intake, *, tally: Tally, poll_interval: float) -> None:
+    def __init__(self, intake: Intake, low_water: LowWater, *, tally: Tally, poll_interval: float) -> None:
         self._intake = intake
+        self._low_water = low_water
         self._tally = tally
         self._rest = Rest(GATHER_TIMES, most=poll_interval)
         self._after = NO_CONFIG
@@ -82,8 +84,9 @@ class GovernedClaimer:
         rooms, room = self._intake.rooms()
         self._rest.claim_begins()
         found = await governed.claim_governed(
-            conn, after=self._after, slots=slots, room=room, rooms=rooms, lease=self._intake.lease
-        )
+            conn, after=self._after, slots=slots, room=room, rooms=rooms, lease=self._intake.lease,
+            hidden=self._low_water.hidden(now),
+        )  # fmt: skip
         self._tally.claimed += len(found.deliveries)
         self._note(found, now, slots=slots)
         await self._intake.admit(conn, found, now)

@@ -147,7 +147,10 @@ class Router:
             self._not_before = now + QUIET_SECONDS
         if routed.now is not None:
             self._claimer.note_route(routed.now)
-        self._low_water.looked(now, routed.top, routed.snapshot, low=low, to_the_end=routed.to_the_end)
+        self._low_water.looked(
+            now, routed.top, routed.snapshot, low=low, to_the_end=routed.to_the_end, rows=routed.rows,
+            left_to_others=routed.left_to_others,
+        )  # fmt: skip
         self._note_flood(routed, rooms, room)
         self._flood_log.note(self._flood, now)
         await self._admit(conn, routed, now, rooms=rooms, room=room)

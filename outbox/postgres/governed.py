@@ -3,7 +3,7 @@
 Apart, so that it costs nothing where there are none, and the common claim stays as simple as it is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import LiteralString
 from uuid import UUID
@@ -43,7 +43,8 @@ end as tokens
 # id, which begins with the seq: two transactions that change one record take turns at its row, so its changes are
 # captured in the order in which they were made. There are two places where an earlier change can be: in
 # `deliveries`, or still in `outbox`, when another daemon has it in an uncommitted route. One snapshot sees it in one of
-# the two for certain. So nothing goes that is not older than all that waits to be routed.
+# the two for certain. So nothing goes that is not older than all that waits to be routed. That is not looked for below
+# `low` while all who have `passed` it are under way: it would be read through all that a large transaction captures.
 #
 # What is blocked is parked: due later, or every claim would look at it again. Its turn comes when the settle of the
 # one before it makes it due. The first in line is parked for a second only, because a settle may not have seen it. Only
@@ -145,6 +146,10 @@ with turn as materialized (
                     {id_begins} || '0000000000000000'
                 )::uuid
                 from outbox.outbox as o
+                where o.seq > case when not exists (
+                    select from unnest(%(passed)s::text[]) as p (xid)
+                    where pg_visible_in_snapshot(p.xid::xid8, pg_current_snapshot())
+                ) then %(low)s else 0 end
             ), 'ffffffff-ffff-ffff-ffff-ffffffffffff'
         ))
     ) as f
@@ -264,18 +269,21 @@ async def claim_governed(
     room: int,
     rooms: Mapping[UUID, int],
     lease: float,
+    hidden: tuple[int, Collection[int]] = (0, ()),
     configs: int = CONFIGS_AT_ONCE,
 ) -> Governed:
     """Lease up to `slots` due deliveries of governed configs for `lease` seconds, as their rules allow.
 
-    It walks the configs whose id is above `after`, and serves at most `configs` of them.
+    It walks the configs whose id is above `after`, and serves at most `configs` of them. `hidden`: see LowWater.
     """
+    low, passed = hidden
     cursor = await conn.execute(
         _CLAIM_GOVERNED,
         {
             "after": after, "configs": configs,
             "slots": slots, "room": room, "lease": lease, "busy": list(rooms), "rooms": list(rooms.values()),
             "looked_at": LOOKED_AT, "parked": PARKED_SECONDS, "parked_longest": PARKED_LONGEST,
+            "low": low, "passed": [str(each) for each in passed],
             "first_probe": FIRST_PROBE_SECONDS, "longest_probe": LONGEST_PROBE_SECONDS,
         },
         binary=True,

@@ -60,6 +60,23 @@ seen as materialized (
     cross join lateral (select o.seq from outbox.outbox as o where o.seq = c.seq for no key update skip locked) as o
 )
 """
+# Whose change has a lower seq than one that was taken, and is not taken, is being routed by another daemon. Most often
+# there is none, so they are counted first.
+_LEFT_TO_OTHERS: LiteralString = """
+select case when (
+        select count(*) from outbox.outbox as o where o.seq > %(low)s and o.seq <= u.seq
+    ) > (select count(*) from taken) then (
+        select min(l.seq) from (
+            select o.seq from outbox.outbox as o where o.seq > %(low)s and o.seq <= u.seq
+            except
+            select t.seq from taken as t
+        ) as l
+    ) end
+from (
+    select case when (select count(*) from taken) = %(rows)s then (select max(t.seq) from taken as t)
+        else 9223372036854775807 end as seq
+) as u
+"""
 _COME_TO: LiteralString = """
 select case when (select count(*) from chosen) < %(rows)s then (select max(seq) from seen) else max(c.seq) end
 from chosen as c
@@ -129,31 +146,36 @@ with {taken}, removed as (
     order by r.id, r.config_id
 )
 select now() as now, (select count(*) from named)::integer as routed, (select min(n.seq) from named as n) as first,
-    ({come_to}) as seq, {to_the_end} as to_the_end,
+    ({come_to}) as seq, {to_the_end} as to_the_end, ({left_to_others}) as left_to_others,
     (select count(*) from ranked)::integer as created, pg_current_snapshot()::text as snapshot,
     array(select l.config_id from left_over as l order by l.config_id) as left_of,
     array(select l.number from left_over as l order by l.config_id) as left_over,
     null as id, null as config_id, null as attempts, null as attempts_uncounted, null as created_at, null as revision,
     null as type, null as resource, null as data, null as expansions, null as traceparent
 union all
-select null, null, null, null, null, null, null, null, null, r.id::text, r.config_id, 1, 0, r.created_at, r.revision,
-    r.type, r.resource, r.data::text, r.expansions::text, r.traceparent
+select null, null, null, null, null, null, null, null, null, null, r.id::text, r.config_id, 1, 0, r.created_at,
+    r.revision, r.type, r.resource, r.data::text, r.expansions::text, r.traceparent
 from ranked as r where r.leased
 """
 
 
-def _routed(taken: LiteralString, *, come_to: LiteralString, to_the_end: LiteralString) -> bytes:
+def _routed(
+    taken: LiteralString, *, come_to: LiteralString, to_the_end: LiteralString, left_to_others: LiteralString
+) -> bytes:
     """Return the statement that routes what `taken` chooses; `come_to`: up to where it looked; `to_the_end`: if so."""
     whole = _ROUTED.replace("{taken}", taken.replace("{matching}", _MATCHING.replace("{row}", "k")))
     whole = whole.replace("{matching}", _MATCHING.replace("{row}", "n")).replace("{come_to}", come_to)
-    whole = whole.replace("{to_the_end}", to_the_end)
+    whole = whole.replace("{to_the_end}", to_the_end).replace("{left_to_others}", left_to_others)
     return statement(whole.replace("{id_begins}", ID_BEGINS.replace("{seq}", "r.seq")))
 
 
 _ROUTE = _routed(
-    _TAKE_THE_FIRST, come_to="select max(seq) from named", to_the_end="(select count(*) from taken) < %(rows)s"
+    _TAKE_THE_FIRST,
+    come_to="select max(seq) from named",
+    to_the_end="(select count(*) from taken) < %(rows)s",
+    left_to_others=_LEFT_TO_OTHERS,
 )
-_OVERTAKE = _routed(_TAKE_FROM_BEHIND, come_to=_COME_TO, to_the_end=_TO_THE_END)
+_OVERTAKE = _routed(_TAKE_FROM_BEHIND, come_to=_COME_TO, to_the_end=_TO_THE_END, left_to_others="select null::bigint")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +190,8 @@ class Routed(Claimed):
     """The highest seq that it came to; None where there was nothing to look at."""
     to_the_end: bool
     """Whether there was no more to look at."""
+    left_to_others: int | None
+    """The lowest seq that it saw and did not take, because another daemon is routing it; None where there is none."""
     created: int
     """Deliveries that they are owed, those that were not leased to us included."""
     left: Mapping[UUID, int]
@@ -213,14 +237,14 @@ async def _route(
 ) -> Routed:
     parameters = {**others, "busy": list(rooms), "rooms": list(rooms.values())}
     found = await (await conn.execute(query, parameters, binary=True)).fetchall()
-    now, routed, first, top, to_the_end, created, snapshot, left_of, left_over = next(
-        row[:9] for row in found if row[0] is not None
+    now, routed, first, top, to_the_end, left_to_others, created, snapshot, left_of, left_over = next(
+        row[:10] for row in found if row[0] is not None
     )
-    deliveries = [Delivery._make(row[9:]) for row in found if row[9] is not None]
+    deliveries = [Delivery._make(row[10:]) for row in found if row[10] is not None]
     left = dict(zip(left_of, left_over, strict=True))
     _, end, under_way = snapshot.split(":")
     seen = Snapshot(int(end), frozenset(int(each) for each in under_way.split(",") if each))
-    return Routed(deliveries, now, routed, first, top, to_the_end, created, left, seen)
+    return Routed(deliveries, now, routed, first, top, to_the_end, left_to_others, created, left, seen)
 
 
 # Below the mark of the routes: whatever is there was committed after they had passed it, or is being routed by another

@@ -7,6 +7,7 @@ import pytest
 
 from outbox.core.low_water import (
     LOOK_BELOW_SECONDS,
+    MANY_UNSEEN,
     MISSING_SECONDS,
     PAUSE_TIMES,
     QUICK_SECONDS,
@@ -70,7 +71,54 @@ def test_the_mark_does_not_trail_by_more_than_a_look_can_read() -> None:
         now, top = number / 100, 10 + number * REACH // 2
         mark.missing(now, top - 1)
         look(mark, now, top)
-    assert mark.low(0.1) == 10 + 6 * REACH // 2
+    assert mark.low(0.1) == 10 + 7 * REACH // 2
+
+
+def test_the_mark_soon_passes_what_took_very_many_numbers() -> None:
+    """Else each look of the next half second would read through what a large transaction captures."""
+    mark = LowWater()
+    look(mark, 0.0, 10)
+    look(mark, 0.01, 10 + 5 * REACH, LATE)
+    look(mark, 0.02, 11 + 5 * REACH, LATE)
+    assert mark.low(0.02) == 10 + 4 * REACH
+    look(mark, 0.03, None)
+    assert mark.is_due(0.03)
+
+
+def test_where_many_numbers_were_not_seen_a_look_below_may_take_long() -> None:
+    """Until one was made and took no time."""
+    mark = LowWater()
+    look(mark, 0.0, 10)
+    mark.looked(0.1, 10 + MANY_UNSEEN, NOBODY, low=0, to_the_end=True, rows=MANY_UNSEEN)
+    was_quick = [mark.is_quick]
+    look(mark, 0.2, 12 + 2 * MANY_UNSEEN)
+    was_quick.append(mark.is_quick)
+    look_below(mark, 1.0)
+    assert [*was_quick, mark.is_quick] == [True, False, True]
+
+
+def test_what_is_hidden_is_known_only_where_nothing_below_is_to_be_looked_for() -> None:
+    """It is for those who must not go before what may be there."""
+    mark = passed(LATE)
+    assert mark.hidden(1.0) == (7, frozenset({LATE}))
+    mark.begin_look_below(1.0)
+    assert mark.hidden(1.0) == (0, frozenset())
+    mark.looked_below(1.0, None)
+    assert mark.hidden(1.0) == (7, frozenset({LATE}))
+    look(mark, 1.1, None)
+    assert mark.hidden(1.1) == (0, frozenset())
+
+
+def test_the_mark_does_not_pass_what_another_daemon_is_routing() -> None:
+    """That may die, and what was captured is there again, without a transaction that is known to be over."""
+    mark = LowWater()
+    look(mark, 0.0, 7)
+    mark.looked(0.1, 12, NOBODY, low=0, to_the_end=True, left_to_others=6)
+    assert mark.low(TRAIL_SECONDS + 0.2) == 5
+    mark.looked(1.0, None, NOBODY, low=5, to_the_end=True, left_to_others=6)
+    assert mark.low(TRAIL_SECONDS + 1.1) == 5
+    look(mark, 2.0, 15)
+    assert mark.low(TRAIL_SECONDS + 2.1) == 15
 
 
 def test_one_looks_below_when_a_transaction_is_over_that_the_mark_has_passed() -> None:
@@ -161,42 +209,102 @@ def test_the_mark_goes_back_to_what_is_found_below_it() -> None:
     assert mark.low(1.1 + TRAIL_SECONDS) == 9
 
 
+class History:
+    """A random one: who captures, commits or is rolled back, what other daemons route, and the looks of one of them."""
+
+    def __init__(self, seed: int) -> None:
+        self.dice = random.Random(seed)  # noqa: S311 - a game
+        self.mark = LowWater()
+        self.now = 0.0
+        self.seq = self.ids = 0
+        self.captured: dict[int, list[int]] = {}
+        """By each transaction that is under way."""
+        self.visible: set[int] = set()
+        self.others: dict[int, set[int]] = {}
+        """What other daemons are routing, by their transactions."""
+        self.listed = frozenset[int]()
+        self.ends = False
+
+    @property
+    def under_way(self) -> set[int]:
+        """The transactions that are."""
+        return {*self.captured, *self.others}
+
+    @property
+    def held(self) -> set[int]:
+        """What nobody else can take."""
+        return set().union(*self.others.values())
+
+    def capture(self) -> None:
+        """Have some captured, committed and rolled back."""
+        if not self.ends and self.dice.random() < 0.6:
+            self.ids += 1
+            self.captured[self.ids] = []
+        for transaction in list(self.captured):
+            for _ in range(0 if self.ends else self.dice.choice((0, 0, 1, 5))):
+                self.seq += 1
+                self.captured[transaction].append(self.seq)
+            if self.ends or self.dice.random() < (0.5 if transaction % 7 else 0.03):
+                captured = self.captured.pop(transaction)
+                self.visible |= set(captured) if self.dice.random() < 0.8 else set()
+
+    def let_others_route(self) -> None:
+        """Have them begin, and end or die."""
+        if not self.ends and self.dice.random() < 0.2 and (free := sorted(self.visible - self.held)):
+            self.ids += 1
+            self.others[self.ids] = set(free[: self.dice.choice((1, 20))])
+        for daemon in list(self.others):
+            if self.ends or self.dice.random() < 0.3:
+                routed = self.others.pop(daemon)
+                self.visible -= routed if self.dice.random() < 0.7 else set()
+
+    def look_below(self) -> None:
+        """Look for what the mark hides."""
+        low = self.mark.begin_look_below(self.now)
+        self.mark.looked_below(self.now, min((each for each in self.visible if each <= low), default=None))
+
+    def look(self) -> None:
+        """Route what is above the mark."""
+        low, limit = self.mark.low(self.now), 100 if self.ends else self.dice.choice((1, 5, 100))
+        taken = sorted(each for each in self.visible - self.held if each > low)[:limit]
+        to_the_end = len(taken) < limit
+        seen = {each for each in self.visible if each > low and (to_the_end or each <= max(taken))}
+        self.visible -= set(taken)
+        self.mark.looked(
+            self.now, max(taken, default=None), self._snapshot(), low=low, to_the_end=to_the_end, rows=len(taken),
+            left_to_others=min(seen - set(taken), default=None),
+        )  # fmt: skip
+        if self.dice.random() < 0.3:
+            self.mark.missing(self.now, self.dice.randrange(self.seq + 1))
+
+    def _snapshot(self) -> Snapshot:
+        """Return one. Whoever began last, and has no number yet, may be beyond its end."""
+        sure = {each for each in self.under_way if each < self.ids or each in self.listed or self.captured.get(each)}
+        self.listed = frozenset(each for each in self.under_way if each in sure or self.dice.random() < 0.5)
+        return Snapshot(self.ids + (self.ids in self.listed or self.ids not in self.under_way), self.listed)
+
+
 @pytest.mark.parametrize("seed", range(300))
 def test_whatever_is_committed_is_found_by_the_looks_that_follow(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However late, and whatever is rolled back or under way beside; without the look that is made all the same."""
+    """However late, and whatever is rolled back or under way beside; without the look that is made all the same.
+
+    Nor is anything hidden while all are under way whom the mark has passed.
+    """
     monkeypatch.setattr("outbox.core.low_water.LOOK_BELOW_SECONDS", math.inf)
     monkeypatch.setattr("outbox.core.low_water.REACH", 20)
-    dice = random.Random(seed)  # noqa: S311 - a game
-    mark, now, seq, ids = LowWater(), 0.0, 0, 0
-    under_way: dict[int, list[int]] = {}
-    visible: set[int] = set()
+    history = History(seed)
     for step in range(400):
-        now += dice.choice((0.001, 0.01, 0.1, 0.4))
-        if step < 350 and dice.random() < 0.6:
-            ids += 1
-            under_way[ids] = []
-        for transaction in list(under_way):
-            for _ in range(dice.choice((0, 0, 1, 5)) if step < 350 else 0):
-                seq += 1
-                under_way[transaction].append(seq)
-            if dice.random() < (0.5 if transaction % 7 else 0.03) or step == 350:
-                captured = under_way.pop(transaction)
-                visible |= set(captured) if dice.random() < 0.8 else set()
-        if step >= 350 or dice.random() < 0.5:
-            if mark.is_due(now):
-                low = mark.begin_look_below(now)
-                mark.looked_below(now, min((each for each in visible if each <= low), default=None))
-            low = mark.low(now)
-            taken = sorted(each for each in visible if each > low)[: dice.choice((1, 5, 100) if step < 350 else (100,))]
-            visible -= set(taken)
-            to_the_end = not any(each > max(taken, default=low) for each in visible)
-            # Whoever began last may be beyond the end of the snapshot.
-            listed = frozenset(each for each in under_way if each < ids or dice.random() < 0.5)
-            snapshot = Snapshot(ids + (ids in listed or ids not in under_way), listed)
-            mark.looked(now, max(taken, default=None), snapshot, low=low, to_the_end=to_the_end)
-            if dice.random() < 0.3:
-                mark.missing(now, dice.randrange(seq + 1))
-    assert not visible
+        history.ends = step >= 350
+        history.now += history.dice.choice((0.001, 0.01, 0.1, 0.4))
+        history.capture()
+        history.let_others_route()
+        low, passed_ = history.mark.hidden(history.now)
+        assert not (passed_ <= history.under_way and any(each <= low for each in history.visible))
+        if history.ends or history.dice.random() < 0.5:
+            if history.mark.is_due(history.now):
+                history.look_below()
+            history.look()
+    assert not history.visible
 
 
 @pytest.mark.parametrize("seed", range(100))

@@ -117,3 +117,30 @@ async def test_a_look_below_that_is_cut_off_is_made_again_before_all_is_done(
         assert not owed(contacts)
         assert not captured(contacts)
         assert len(receiver.requests) == 2
+
+
+async def test_the_changes_of_a_record_keep_their_order_across_the_mark(
+    contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is committed late, when the mark has passed it, and the second at once."""
+    monkeypatch.setattr(low_water, "TRAIL_SECONDS", 0.0)
+    monkeypatch.setattr(low_water, "MISSING_SECONDS", 0.0)
+    with Receiver() as receiver, psycopg.connect(db) as late:
+        add_config(contacts, receiver.url_for("/strict"), strict_order="hold")
+        add_config(contacts, receiver.url_for("/others"), location_id="M")
+        contacts.execute("set outbox.suppress = 'on'")
+        add_contacts(contacts, 1, 1)
+        contacts.execute("set outbox.suppress = 'off'")
+        wanted = []
+        async with running(db, poll_interval=A_LONG_TIME):
+            for turn in range(10):
+                late.execute("update contacts set name = %s where id = '1'", [f"first {turn}"])
+                for number in range(10):
+                    contacts.execute("insert into contacts values (%s, 'M')", [1000 + 10 * turn + number])
+                    await asyncio.sleep(0.005)
+                late.commit()
+                contacts.execute("update contacts set name = %s where id = '1'", [f"second {turn}"])
+                wanted += [f"first {turn}", f"second {turn}"]
+                await receiver.wait_for_async(len(wanted), path="/strict")
+        got = [each.data["name"] for each in receiver.requests if each.path == "/strict"]
+        assert got == wanted

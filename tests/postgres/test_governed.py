@@ -2,7 +2,7 @@
 
 import datetime as dt
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import Any
 from uuid import UUID
 
@@ -38,11 +38,14 @@ async def route(conn: psycopg.AsyncConnection, *, rows: int = 1000, slots: int =
     return (await routing.route(conn, low=0, rows=rows, slots=slots, room=100, rooms={}, lease=60)).deliveries
 
 
-async def claim(conn: psycopg.AsyncConnection, *, slots: int = 100, room: int = 100) -> list[Delivery]:
+async def claim(
+    conn: psycopg.AsyncConnection, *, slots: int = 100, room: int = 100, hidden: tuple[int, Collection[int]] = (0, ())
+) -> list[Delivery]:
     await governed.prepare(conn)
-    return (
-        await governed.claim_governed(conn, after=UUID(int=0), slots=slots, room=room, rooms={}, lease=60)
-    ).deliveries
+    found = await governed.claim_governed(
+        conn, after=UUID(int=0), slots=slots, room=room, rooms={}, lease=60, hidden=hidden
+    )
+    return found.deliveries
 
 
 async def settle(conn: psycopg.AsyncConnection, delivery: Delivery, outcome: Outcome) -> bool:
@@ -205,6 +208,28 @@ async def test_nothing_goes_before_what_another_daemon_is_routing(
         assert await claim(aconn) == []
     assert names(await claim(aconn)) == ["a"]
     await link.drop()
+
+
+async def test_nothing_goes_before_what_was_committed_late(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection, db: str
+) -> None:
+    """It is below where the claim looks, but not while he who captured it is under way."""
+    add_config(contacts, URL, strict_order="release")
+    with psycopg.connect(db) as late:
+        change(late, "early", record=1)
+        row = late.execute("select pg_current_xact_id()::text::bigint, max(seq) from outbox.outbox").fetchone()
+        assert row is not None
+        hidden = (row[1], {row[0]})
+        change(contacts, "a", record=2)
+        await route(aconn)
+        assert names(await claim(aconn, hidden=hidden)) == ["a"]
+        change(contacts, "b", record=3)
+        await route(aconn)
+        change(contacts, "c", record=4)
+        late.commit()
+        assert await claim(aconn, hidden=hidden) == []
+    await route(aconn)
+    assert set(names(await claim(aconn))) == {"early", "b", "c"}
 
 
 async def test_what_is_blocked_is_not_read_again_at_each_claim(
@@ -438,7 +463,7 @@ async def test_the_next_change_is_found_by_the_index_of_the_order(
     for query, arrays in ((queue._SETTLE, True), (governed._CLAIM_GOVERNED, False)):  # noqa: SLF001 - no other way to its plan
         names_ = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", query.decode())))
         values: dict[str, object] = dict.fromkeys(names_, [] if arrays else 1)
-        values |= {} if arrays else {"busy": [], "rooms": [], "after": UUID(int=0)}
+        values |= {} if arrays else {"busy": [], "rooms": [], "passed": [], "after": UUID(int=0)}
         rows = await (await aconn.execute(b"explain (costs off) " + query, values)).fetchall()
         plans += "\n".join(line for (line,) in rows) + "\n"
     by_index = set(re.findall(r"using (deliveries_\w+) on deliveries (?:n|e)_", plans))

@@ -236,6 +236,27 @@ async def test_what_is_below_the_mark_is_known_by_its_lowest(
     assert await routing.lowest(aconn, up_to=before + 3) == before + 1
 
 
+async def test_a_route_tells_what_another_daemon_is_routing(
+    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection, db: str
+) -> None:
+    """The lowest of it, up to where the route came: that may be there again when the other daemon dies."""
+    add_config(contacts)
+    contacts.execute("insert into contacts select i, 'X' from generate_series(1, 6) as i")
+    [seqs] = contacts.execute("select array_agg(seq order by seq) from outbox.outbox").fetchone() or ([],)
+
+    async def look(rows: int) -> tuple[int | None, int | None]:
+        routed = await routing.route(aconn, low=0, rows=rows, slots=0, room=10, rooms={}, lease=60)
+        return routed.top, routed.left_to_others
+
+    with psycopg.connect(db) as other:
+        other.execute("delete from outbox.outbox where seq = any(%s)", [[seqs[2], seqs[4]]])
+        assert await look(2) == (seqs[1], None)
+        assert await look(1) == (seqs[3], seqs[2])
+        assert await look(1) == (seqs[5], seqs[2])
+        assert await look(1) == (None, seqs[2])
+    assert await look(1) == (None, None)
+
+
 async def test_ids_sort_in_the_order_of_capture(contacts: psycopg.Connection, aconn: psycopg.AsyncConnection) -> None:
     """The order of the ids is the order in which the changes were captured."""
     contacts.execute("insert into contacts select i, 'L', 'x' from generate_series(1, 300) i")
