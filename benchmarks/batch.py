@@ -1,9 +1,10 @@
 """What one statement that changes very much costs the others: from their commits to the first byte.
 
-`python -m benchmarks.batch [rows] [seconds] [events a second]`. CONFIGS configs get equal traffic; BEFORE seconds after
-the beginning so many rows for one more, whose receiver answers in 50 ms, are captured by one statement; each STRAY-th
-of them is for one of the others. The figures: before, while the statement runs, in the second after its commit, and in
-the `seconds` after that; and when the last of the stray ones came.
+`python -m benchmarks.batch [rows] [seconds] [events a second] [strict]`. CONFIGS configs get equal traffic; BEFORE
+seconds after the beginning so many rows for one more, whose receiver answers in 50 ms, are captured by one statement;
+each STRAY-th of them is for one of the others. The figures: before, while the statement runs, in the second after its
+commit, and in the `seconds` after that; and when the last of the stray ones came. The first `strict` of the others are
+in strict order, and wait for their turn behind the batch: these are counted until its commit only.
 """
 
 import sys
@@ -59,7 +60,7 @@ def _write(
     return committed
 
 
-def measure(rows: int = 1_000_000, seconds: int = 15, rate: int = 200) -> None:
+def measure(rows: int = 1_000_000, seconds: int = 15, rate: int = 200, strict: int = 0) -> None:
     """Measure and record."""
     with ExitStack() as ends:
         dsn = ends.enter_context(stage.database(max_wal_size="8GB"))
@@ -67,6 +68,8 @@ def measure(rows: int = 1_000_000, seconds: int = 15, rate: int = 200) -> None:
         distant = ends.enter_context(stage.receiver(delay=0.05))
         conn = ends.enter_context(psycopg.connect(dsn, autocommit=True))
         debt.add_configs(conn, receiver.url, CONFIGS)
+        in_order = [f"location-{number}" for number in range(strict)]
+        conn.execute("update outbox.postback_configs set strict_order = 'hold' where location_id = any(%s)", [in_order])
         debt.add_configs(conn, distant.url, 1, first=BATCHED)
         receiver.ask("times")
         beside = ends.enter_context(ThreadPoolExecutor(1))
@@ -78,11 +81,14 @@ def measure(rows: int = 1_000_000, seconds: int = 15, rate: int = 200) -> None:
         stray = [row[0] for row in conn.execute("select id from public.contacts where last_name = 'stray'")]
         arrived = arrivals(conn, receiver, committed | dict.fromkeys(stray, ended))
         peak = daemon.memory()
+        wait = {
+            row[0] for row in conn.execute("select id from public.contacts where location_id = any(%s)", [in_order])
+        }
     parts: dict[str, list[float]] = {"before": [], "while it runs": [], "in the second after": [], "later": []}
     counted_from = min(committed.values()) + SETTLING
     for contact, at in committed.items():
         part = "before" if at < begun else "while it runs" if at < ended else "in the second after"
-        if at >= counted_from:
+        if at >= counted_from and (at < ended or contact not in wait):
             # What arrived before the answer to the commit was back took no time.
             parts["later" if at > ended + SOON else part].append(max(0.0, arrived[contact] - at) * 1000)
     figures: dict[str, float] = {"the statement, s": ended - begun}
@@ -91,12 +97,16 @@ def measure(rows: int = 1_000_000, seconds: int = 15, rate: int = 200) -> None:
         for share, word in ((0.5, "p50"), (0.99, "p99")):
             figures[f"{name}: {word} ms"] = at_share(took, share)
         figures[f"{name}: greatest ms"] = took[-1]
-    figures["the last stray one, s after the commit"] = max(arrived[each] for each in stray) - ended
+    stray_free = [each for each in stray if each not in wait]
+    figures["the last stray one, s after the commit"] = max(arrived[each] for each in stray_free) - ended
+    if wait:
+        figures["the last one in strict order, s after the commit"] = max(arrived[each] for each in wait) - ended
     figures["daemon's memory, peak MB"] = peak
     stage.record(
-        "batch",
+        "batch_strict" if strict else "batch",
         figures,
-        {"rows": rows, "of which stray": len(stray), "configs": CONFIGS, "events/s": rate, "s": seconds},
+        {"rows": rows, "of which stray": len(stray), "configs": CONFIGS, "events/s": rate, "s": seconds}
+        | ({"configs in strict order": strict} if strict else {}),
     )
 
 

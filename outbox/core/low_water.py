@@ -55,6 +55,8 @@ class LowWater:
         self._pause_ends = self._short_pause_ends = -math.inf
         self._top = self._unseen = 0
         self._was_quick = True
+        self._latest: Snapshot | None = None
+        """That of the last look; but of one that took nothing and left something, which completes no transaction."""
         self._is_looking_below = False
         self.is_asked = False
         """Whether a look below is to be made as soon as it may."""
@@ -68,7 +70,7 @@ class LowWater:
 
     def low(self, now: float) -> int:
         """Return the seq up to which nothing is left, but for what is found by looking below."""
-        while self._tops and self._tops[0][0] + TRAIL_SECONDS <= now:
+        while self._tops and self._tops[0][0] + TRAIL_SECONDS <= now and self._may_rise:
             self._rise()
         while self._missing and self._missing[0][0] + MISSING_SECONDS <= now:
             self._missing.popleft()
@@ -78,6 +80,11 @@ class LowWater:
         """Return up to where nothing can be, unless one of these transactions is over; 0 where nobody knows."""
         low = self.low(now)
         return (0, frozenset()) if self.is_asked or self._is_looking_below else (low, self._passed)
+
+    @property
+    def _may_rise(self) -> bool:
+        """Whether the next top is of an earlier look: a snapshot does not list who began when others were not done."""
+        return self._tops[0][2] is not self._latest
 
     def _rise(self) -> None:
         """Pass what one look came to, and whoever was under way then and still is."""
@@ -104,13 +111,16 @@ class LowWater:
             self.ask(now, soon=True)
         self._passed &= snapshot.under_way
         self._under_way = snapshot.under_way
+        if rows or top is None:
+            self._latest = snapshot
         if left_to_others is not None:
             # It may stay there, and what is above it is not all that is left.
             top = left_to_others - 1 if top is None else min(top, left_to_others - 1)
         if top is None:
             return
         self.is_in_doubt = True
-        if low > self.low(now):  # it went back meanwhile: what is above that was not looked at
+        self.low(now)
+        if low > self._low:  # it went back meanwhile, not for a missing number: what is above that was not looked at
             return
         self._unseen += max(0, top - self._top - rows)
         self._top = max(self._top, top)
@@ -118,7 +128,8 @@ class LowWater:
             self._lower(top)
         if self._looked_at == -math.inf:
             self._looked_at = now  # nothing was hidden before
-        self._note_top(now, top, snapshot, low)
+        if rows:
+            self._note_top(now, top, snapshot, low)
 
     def _lower(self, top: int) -> None:
         """Forget what came further: what is left above `top` was not seen by that look, but by this one."""
@@ -127,13 +138,13 @@ class LowWater:
             self._tops.pop()
 
     def _note_top(self, now: float, top: int, snapshot: Snapshot, low: int) -> None:
-        while self._tops and self._tops[0][1] <= top - REACH:
+        while self._tops and self._tops[0][1] <= top - REACH and self._may_rise:
             self._rise()
         while self._missing and self._missing[0][1] < top - REACH:
             self._missing.popleft()
         before = self._tops[-1][1] if self._tops else low
         if before < top - REACH:
-            self._tops.append((now, top - REACH, snapshot))  # for the next look: this one may not know all who began
+            self._tops.append((now, top - REACH, snapshot))
         if before < top:
             self._tops.append((now, top, snapshot))
 
@@ -147,7 +158,8 @@ class LowWater:
 
     def ask(self, now: float, *, soon: bool = False, at_once: bool = False) -> None:
         """Have a look below the mark made when the pause after the last one is over, a short one if `soon`, or none."""
-        self.is_asked = self.is_in_doubt = self.low(now) > 0  # else each look sees everything
+        self.low(now)
+        self.is_asked = self.is_in_doubt = self._low > 0  # else each look sees everything; a missing number hides less
         if soon:
             self._pause_ends = min(self._pause_ends, self._short_pause_ends)
         if at_once:

@@ -47,6 +47,7 @@ def test_the_mark_trails() -> None:
     mark = LowWater()
     assert mark.low(10.0) == 0
     look(mark, 10.0, 7)
+    look(mark, 10.0, None)
     assert mark.low(9.9 + TRAIL_SECONDS) == 0
     assert mark.low(10.1 + TRAIL_SECONDS) == 7
 
@@ -60,6 +61,7 @@ def test_the_mark_does_not_pass_what_is_missing_until_it_may_be_given_up() -> No
     assert mark.low(TRAIL_SECONDS + 0.3) == 10
     mark.missing(1.0, 12)
     look(mark, 1.0, 15)
+    look(mark, 1.1, None)
     assert mark.low(MISSING_SECONDS + 0.2) == 12
     assert mark.low(MISSING_SECONDS + 1.1) == 15
 
@@ -83,6 +85,28 @@ def test_the_mark_soon_passes_what_took_very_many_numbers() -> None:
     assert mark.low(0.02) == 10 + 4 * REACH
     look(mark, 0.03, None)
     assert mark.is_due(0.03)
+
+
+def test_the_mark_does_not_rise_by_the_look_that_came_there() -> None:
+    """Its snapshot ends behind the last transaction that was done: it does not list who began after that."""
+    mark = LowWater()
+    look(mark, 0.0, 7)
+    assert mark.low(2 * TRAIL_SECONDS) == 0
+    look(mark, 1.0, None, LATE)
+    assert mark.hidden(1.0) == (7, frozenset())
+    mark = LowWater()
+    mark.looked(0.0, 7, Snapshot(LATE, frozenset()), low=0, to_the_end=True)
+    mark.looked(1.0, None, Snapshot(LATE + 1, frozenset({LATE})), low=0, to_the_end=True)
+    assert mark.hidden(1.0) == (7, frozenset({LATE}))
+
+
+def test_a_look_below_that_was_asked_for_is_made_when_no_missing_number_keeps_the_mark_down() -> None:
+    """Where the mark is without it is what would be hidden."""
+    mark = passed(LATE)
+    mark.missing(1.0, -1)
+    mark.ask(1.0, at_once=True)
+    assert not mark.is_due(1.1)
+    assert mark.is_due(1.0 + MISSING_SECONDS)
 
 
 def test_where_many_numbers_were_not_seen_a_look_below_may_take_long() -> None:
@@ -114,11 +138,13 @@ def test_the_mark_does_not_pass_what_another_daemon_is_routing() -> None:
     mark = LowWater()
     look(mark, 0.0, 7)
     mark.looked(0.1, 12, NOBODY, low=0, to_the_end=True, left_to_others=6)
-    assert mark.low(TRAIL_SECONDS + 0.2) == 5
-    mark.looked(1.0, None, NOBODY, low=5, to_the_end=True, left_to_others=6)
+    look(mark, 0.2, None)
+    assert mark.low(TRAIL_SECONDS + 0.3) == 5
+    mark.looked(1.0, None, NOBODY, low=5, to_the_end=True, rows=0, left_to_others=6)
     assert mark.low(TRAIL_SECONDS + 1.1) == 5
     look(mark, 2.0, 15)
-    assert mark.low(TRAIL_SECONDS + 2.1) == 15
+    look(mark, 2.1, None)
+    assert mark.low(TRAIL_SECONDS + 2.2) == 15
 
 
 def test_one_looks_below_when_a_transaction_is_over_that_the_mark_has_passed() -> None:
@@ -153,6 +179,7 @@ def test_one_looks_below_now_and_then_and_when_asked() -> None:
     assert not mark.is_due(0.0)
     assert mark.next_look(0.0) == math.inf
     look(mark, 0.0, 7)
+    look(mark, 0.0, None)
     assert not mark.is_due(1.0)
     assert mark.next_look(1.0) == LOOK_BELOW_SECONDS
     assert mark.is_due(LOOK_BELOW_SECONDS)
@@ -173,6 +200,7 @@ def test_nothing_is_to_be_done_before_the_mark_rises() -> None:
     look(mark, 0.0, 7)
     look_below(mark, 1.0, lowest=1)
     look(mark, 5.0, 7)
+    look(mark, 5.0, None)
     assert not mark.is_due(5.1)
     assert mark.next_look(5.0) == 5.0 + TRAIL_SECONDS
     assert mark.is_due(5.0 + TRAIL_SECONDS)
@@ -206,6 +234,7 @@ def test_the_mark_goes_back_to_what_is_found_below_it() -> None:
     mark.looked_below(1.0, 1)
     assert (mark.low(1.0), mark.next_look(1.0)) == (0, math.inf)
     look(mark, 1.0, 9)
+    look(mark, 1.1, None)
     assert mark.low(1.1 + TRAIL_SECONDS) == 9
 
 
@@ -222,7 +251,8 @@ class History:
         self.visible: set[int] = set()
         self.others: dict[int, set[int]] = {}
         """What other daemons are routing, by their transactions."""
-        self.listed = frozenset[int]()
+        self.completed = 0
+        """The highest transaction that is over."""
         self.ends = False
 
     @property
@@ -246,6 +276,7 @@ class History:
                 self.captured[transaction].append(self.seq)
             if self.ends or self.dice.random() < (0.5 if transaction % 7 else 0.03):
                 captured = self.captured.pop(transaction)
+                self._complete(transaction)
                 self.visible |= set(captured) if self.dice.random() < 0.8 else set()
 
     def let_others_route(self) -> None:
@@ -256,6 +287,7 @@ class History:
         for daemon in list(self.others):
             if self.ends or self.dice.random() < 0.3:
                 routed = self.others.pop(daemon)
+                self._complete(daemon)
                 self.visible -= routed if self.dice.random() < 0.7 else set()
 
     def look_below(self) -> None:
@@ -270,18 +302,27 @@ class History:
         to_the_end = len(taken) < limit
         seen = {each for each in self.visible if each > low and (to_the_end or each <= max(taken))}
         self.visible -= set(taken)
+        began, snapshot = self.now, self._snapshot()
+        if self.dice.random() < 0.2:  # it takes a while
+            self.now += 0.6
+            self.capture()
         self.mark.looked(
-            self.now, max(taken, default=None), self._snapshot(), low=low, to_the_end=to_the_end, rows=len(taken),
+            began, max(taken, default=None), snapshot, low=low, to_the_end=to_the_end, rows=len(taken),
             left_to_others=min(seen - set(taken), default=None),
         )  # fmt: skip
+        if taken:
+            self.ids += 1
+            self._complete(self.ids)
         if self.dice.random() < 0.3:
             self.mark.missing(self.now, self.dice.randrange(self.seq + 1))
 
     def _snapshot(self) -> Snapshot:
-        """Return one. Whoever began last, and has no number yet, may be beyond its end."""
-        sure = {each for each in self.under_way if each < self.ids or each in self.listed or self.captured.get(each)}
-        self.listed = frozenset(each for each in self.under_way if each in sure or self.dice.random() < 0.5)
-        return Snapshot(self.ids + (self.ids in self.listed or self.ids not in self.under_way), self.listed)
+        """Return one as PostgreSQL's are: it ends behind the last transaction that was completed."""
+        listed = frozenset(each for each in self.under_way if each <= self.completed)
+        return Snapshot(self.completed + 1, listed)
+
+    def _complete(self, transaction: int) -> None:
+        self.completed = max(self.completed, transaction)
 
 
 @pytest.mark.parametrize("seed", range(300))
@@ -295,7 +336,7 @@ def test_whatever_is_committed_is_found_by_the_looks_that_follow(seed: int, monk
     history = History(seed)
     for step in range(400):
         history.ends = step >= 350
-        history.now += history.dice.choice((0.001, 0.01, 0.1, 0.4))
+        history.now += history.dice.choice((0.001, 0.01, 0.1, 0.4, 3.0))
         history.capture()
         history.let_others_route()
         low, passed_ = history.mark.hidden(history.now)
@@ -344,6 +385,7 @@ def test_the_mark_does_not_rise_over_what_a_look_has_left() -> None:
     mark = LowWater()
     mark.looked(0.0, 5000, Snapshot(1000, frozenset({LATE})), low=0, to_the_end=True)
     mark.looked(0.1, 500, NOBODY, low=0, to_the_end=False)
+    look(mark, 0.2, None)
     assert mark.low(5.0) == 500
 
 
