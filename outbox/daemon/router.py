@@ -28,6 +28,11 @@ keep what he is owed in the outbox, which should be small."""
 
 AHEAD_SECONDS = 0.1
 
+AHEAD_IN_ORDER_ROWS = 1000
+"""And so many in each AHEAD_IN_ORDER_SECONDS where what a config with strict order wants stands behind a flood."""
+
+AHEAD_IN_ORDER_SECONDS = 0.06
+
 MANY_SLOTS = 100
 """With so many free slots no more is routed than could be leased, but for that."""
 
@@ -67,6 +72,7 @@ class Router:
         self._flood: frozenset[UUID] = frozenset()
         self._flood_log = FloodLog()
         self._bypass = Bypass()
+        self._is_waited_for = False
         self.is_captured_now = False
         """Whether something is being captured, and less than could be taken."""
         self.is_put_off = False
@@ -169,7 +175,8 @@ class Router:
         elif now >= self._ahead_at:
             ahead = max(0, self._rows_ahead - self._routed_lately - limit)
             limit += ahead
-            self._ahead_at, self._routed_lately = now + AHEAD_SECONDS, -ahead  # those are of the time before
+            pause = AHEAD_IN_ORDER_SECONDS if self._is_waited_for else AHEAD_SECONDS
+            self._ahead_at, self._routed_lately = now + pause, -ahead  # those are of the time before
         return limit
 
     def _note_flood(self, routed: Routed, rooms: Mapping[UUID, int], room: int) -> None:
@@ -179,6 +186,7 @@ class Router:
         if routed.to_the_end:
             # Not when the flood is over, which it is also while a look brings nothing of it: all would be passed again.
             self._bypass = Bypass()
+            self._is_waited_for = False
         if not self._flood or routed.top is None:
             return
         self._not_before = self._ahead_at
@@ -217,6 +225,7 @@ class Router:
         except BaseException:
             self._intake.free(slots)
             raise
+        self._is_waited_for |= routed.in_order
         came_to = stretch.low if routed.top is None else routed.top
         bypass.looked(
             stretch, began=now, now=time.monotonic(), came_to=came_to, rows=routed.rows, to_the_end=routed.to_the_end
@@ -250,7 +259,8 @@ class Router:
     @property
     def _rows_ahead(self) -> int:
         """AHEAD_ROWS; of large records fewer, because a look is one statement."""
-        return int(min(AHEAD_ROWS, max(1.0, self._intake.records)))
+        rows = AHEAD_IN_ORDER_ROWS if self._is_waited_for else AHEAD_ROWS
+        return int(min(rows, max(1.0, self._intake.records)))
 
     @property
     def _slots(self) -> int:

@@ -44,17 +44,20 @@ seen as materialized (
     from outbox.outbox as o where o.seq > %(low)s and o.seq <= %(high)s order by o.seq limit %(scan)s
 ), wanted as materialized (
     -- Not distinct kinds, and then a join: without hashing it compares each row with each kind.
-    select k.seqs from (
+    select k.seqs, m.is_free, m.in_order
+    from (
         select s.type, s.resource, s.location_id, s.product_transaction_id, array_agg(s.seq) as seqs
         from seen as s group by s.type, s.resource, s.location_id, s.product_transaction_id
     ) as k
-    where (
-        select bool_or(c.wants and not c.floods)
-            and bool_and(c.strict_order = 'off' and (c.location_id is null or not c.floods))
+    cross join lateral (
+        select bool_or(c.wants and not c.floods) as wanted, bool_or(c.wants and c.strict_order <> 'off') as in_order,
+            bool_and(c.strict_order = 'off' and (c.location_id is null or not c.floods)) as is_free
         from (select m.*, m.id = any(%(flood)s::uuid[]) as floods from ({matching}) as m) as c
-    )
+    ) as m
+    where m.wanted
 ), chosen as materialized (
-    select s.seq from wanted as w cross join lateral unnest(w.seqs) as s (seq) order by s.seq limit %(rows)s
+    select s.seq from wanted as w cross join lateral unnest(w.seqs) as s (seq)
+    where w.is_free order by s.seq limit %(rows)s
 ), taken as materialized (
     select o.seq from chosen as c
     cross join lateral (select o.seq from outbox.outbox as o where o.seq = c.seq for no key update skip locked) as o
@@ -77,6 +80,7 @@ from (
         else 9223372036854775807 end as seq
 ) as u
 """
+_IN_ORDER: LiteralString = "select coalesce(bool_or(w.in_order), false) from wanted as w"
 _COME_TO: LiteralString = """
 select case when (select count(*) from chosen) < %(rows)s then (select max(seq) from seen) else max(c.seq) end
 from chosen as c
@@ -147,25 +151,32 @@ with {taken}, removed as (
 )
 select now() as now, (select count(*) from named)::integer as routed, (select min(n.seq) from named as n) as first,
     ({come_to}) as seq, {to_the_end} as to_the_end, ({left_to_others}) as left_to_others,
+    ({in_order}) as in_order,
     (select count(*) from ranked)::integer as created, pg_current_snapshot()::text as snapshot,
     array(select l.config_id from left_over as l order by l.config_id) as left_of,
     array(select l.number from left_over as l order by l.config_id) as left_over,
     null as id, null as config_id, null as attempts, null as attempts_uncounted, null as created_at, null as revision,
     null as type, null as resource, null as data, null as expansions, null as traceparent
 union all
-select null, null, null, null, null, null, null, null, null, null, r.id::text, r.config_id, 1, 0, r.created_at,
+select null, null, null, null, null, null, null, null, null, null, null, r.id::text, r.config_id, 1, 0, r.created_at,
     r.revision, r.type, r.resource, r.data::text, r.expansions::text, r.traceparent
 from ranked as r where r.leased
 """
 
 
 def _routed(
-    taken: LiteralString, *, come_to: LiteralString, to_the_end: LiteralString, left_to_others: LiteralString
+    taken: LiteralString,
+    *,
+    come_to: LiteralString,
+    to_the_end: LiteralString,
+    left_to_others: LiteralString = "select null::bigint",
+    in_order: LiteralString = "false",
 ) -> bytes:
     """Return the statement that routes what `taken` chooses; `come_to`: up to where it looked; `to_the_end`: if so."""
     whole = _ROUTED.replace("{taken}", taken.replace("{matching}", _MATCHING.replace("{row}", "k")))
     whole = whole.replace("{matching}", _MATCHING.replace("{row}", "n")).replace("{come_to}", come_to)
     whole = whole.replace("{to_the_end}", to_the_end).replace("{left_to_others}", left_to_others)
+    whole = whole.replace("{in_order}", in_order)
     return statement(whole.replace("{id_begins}", ID_BEGINS.replace("{seq}", "r.seq")))
 
 
@@ -175,7 +186,7 @@ _ROUTE = _routed(
     to_the_end="(select count(*) from taken) < %(rows)s",
     left_to_others=_LEFT_TO_OTHERS,
 )
-_OVERTAKE = _routed(_TAKE_FROM_BEHIND, come_to=_COME_TO, to_the_end=_TO_THE_END, left_to_others="select null::bigint")
+_OVERTAKE = _routed(_TAKE_FROM_BEHIND, come_to=_COME_TO, to_the_end=_TO_THE_END, in_order=_IN_ORDER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +203,8 @@ class Routed(Claimed):
     """Whether there was no more to look at."""
     left_to_others: int | None
     """The lowest seq that it saw and did not take, because another daemon is routing it; None where there is none."""
+    in_order: bool
+    """Whether what it passed by is wanted by a config with strict order, and waits for its turn."""
     created: int
     """Deliveries that they are owed, those that were not leased to us included."""
     left: Mapping[UUID, int]
@@ -237,14 +250,14 @@ async def _route(
 ) -> Routed:
     parameters = {**others, "busy": list(rooms), "rooms": list(rooms.values())}
     found = await (await conn.execute(query, parameters, binary=True)).fetchall()
-    now, routed, first, top, to_the_end, left_to_others, created, snapshot, left_of, left_over = next(
-        row[:10] for row in found if row[0] is not None
+    now, routed, first, top, to_the_end, left_to_others, in_order, created, snapshot, left_of, left_over = next(
+        row[:11] for row in found if row[0] is not None
     )
-    deliveries = [Delivery._make(row[10:]) for row in found if row[10] is not None]
+    deliveries = [Delivery._make(row[11:]) for row in found if row[11] is not None]
     left = dict(zip(left_of, left_over, strict=True))
     _, end, under_way = snapshot.split(":")
     seen = Snapshot(int(end), frozenset(int(each) for each in under_way.split(",") if each))
-    return Routed(deliveries, now, routed, first, top, to_the_end, left_to_others, created, left, seen)
+    return Routed(deliveries, now, routed, first, top, to_the_end, left_to_others, in_order, created, left, seen)
 
 
 # Below the mark of the routes: whatever is there was committed after they had passed it, or is being routed by another

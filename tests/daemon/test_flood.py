@@ -79,6 +79,21 @@ async def test_a_flood_stays_in_the_outbox_until_its_config_can_take_more(
             assert leased_in(contacts) == leased
 
 
+async def test_a_flood_before_what_must_keep_its_place_is_routed_sooner(
+    contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A config with strict order must not wait for as long as a slow subscriber takes to let the flood go."""
+    monkeypatch.setattr(router_module, "AHEAD_ROWS", 1)
+    with Receiver() as receiver:
+        receiver.answer("/slow", Hang())
+        add_config(contacts, receiver.url_for("/slow"))
+        add_config(contacts, receiver.url_for("/strict"), location_id="M", strict_order="hold")
+        add_contacts(contacts, 1, 20_000)
+        contacts.execute("insert into contacts values (20001, 'M')")
+        async with running(db, drain_timeout=0.0):
+            await receiver.wait_for_async(1, path="/strict")
+
+
 async def test_what_stands_behind_a_flood_is_leased(
     contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

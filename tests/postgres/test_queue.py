@@ -176,9 +176,11 @@ async def test_nothing_that_a_config_with_strict_order_wants_is_overtaken(
     flood, _ = add_config(contacts), add_config(contacts, location_id="M")
     strict = add_config(contacts, location_id=None, strict_order="hold")
     contacts.execute("insert into contacts values (1, 'L', 'x'), (2, 'M', 'x')")
-    assert (await overtake(aconn, [flood])).rows == 0
+    found = await overtake(aconn, [flood])
+    assert (found.rows, found.in_order) == (0, True)
     contacts.execute("update outbox.postback_configs set deleted_at = now() where id = %s", [strict])
-    assert (await overtake(aconn, [flood])).rows == 1
+    found = await overtake(aconn, [flood])
+    assert (found.rows, found.in_order) == (1, False)
 
 
 async def test_a_look_behind_a_flood_goes_on_where_the_last_one_came_to(
