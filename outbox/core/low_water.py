@@ -56,7 +56,7 @@ class LowWater:
         self._top = self._unseen = 0
         self._was_quick = True
         self._latest: Snapshot | None = None
-        """That of the last look; but of one that took nothing and left something, which completes no transaction."""
+        """The last look's. Not one's that took nothing and left something to others: it completes no transaction."""
         self._is_looking_below = False
         self.is_asked = False
         """Whether a look below is to be made as soon as it may."""
