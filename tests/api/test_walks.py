@@ -18,6 +18,7 @@ from outbox.postgres.replay import replay
 from outbox.postgres.selection import Filter
 from outbox.settings import Settings
 from tests.apis import Client, new_user, serving
+from tests.daemons import eventually
 from tests.tried import add_config, attach_contacts, route, settle
 
 CONFIGS, LOGS = "/v2/postbackconfigs", "/v2/postbacklogs"
@@ -31,35 +32,44 @@ async def api(db: str) -> AsyncIterator[Client]:
         yield client
 
 
+class Writer:
+    """Changes the database again and again, beside a walk."""
+
+    def __init__(self, db: str, change: Callable[[psycopg.AsyncConnection], Awaitable[None]]) -> None:
+        self._db = db
+        self._change = change
+        self._done = 0
+        self._task = asyncio.create_task(self._go_on())
+        self._stop = asyncio.Event()
+
+    async def _go_on(self) -> None:
+        async with await psycopg.AsyncConnection.connect(self._db, autocommit=True) as conn:
+            while not self._stop.is_set():
+                await self._change(conn)
+                self._done += 1
+
+    async def wait_for(self, times: int) -> None:
+        """Wait until it has made so many changes."""
+        await eventually(lambda: self._done >= times or self._task.done())
+
+    async def end(self) -> None:
+        """End it; what went wrong in it is raised."""
+        self._stop.set()
+        await self._task
+
+
 @asynccontextmanager
-async def meanwhile(
-    db: str, change: Callable[[psycopg.AsyncConnection], Awaitable[None]]
-) -> AsyncIterator[Callable[[], Awaitable[int]]]:
-    """Change the database again and again, beside; gives what ends that and returns how often it was done."""
-    done, stop = 0, asyncio.Event()
-
-    async def go_on() -> None:
-        nonlocal done
-        async with await psycopg.AsyncConnection.connect(db, autocommit=True) as conn:
-            while not stop.is_set():
-                await change(conn)
-                done += 1
-
-    writer = asyncio.create_task(go_on())
-
-    async def end() -> int:
-        stop.set()
-        await writer
-        return done
-
+async def meanwhile(db: str, change: Callable[[psycopg.AsyncConnection], Awaitable[None]]) -> AsyncIterator[Writer]:
+    """Change the database again and again, beside."""
+    writer = Writer(db, change)
     try:
-        yield end
+        yield writer
     finally:
-        await end()
+        await writer.end()
 
 
-async def walk(api: Client, path: str, key: str, sort: str, end: Callable[[], Awaitable[int]]) -> Counter[str]:
-    """Return how often each id was met. After 500 pages the writer is ended, so that the walk can end."""
+async def walk(api: Client, path: str, key: str, sort: str, writer: Writer) -> Counter[str]:
+    """Return how often each id was met. There is a change in ten pages at least, and none after 490: so it ends."""
     met: Counter[str] = Counter()
     url: str | None = str(URL(path).with_query(sort=sort, page_size=PAGE_SIZE))
     pages = 0
@@ -69,8 +79,10 @@ async def walk(api: Client, path: str, key: str, sort: str, end: Callable[[], Aw
         body: dict[str, Any] = await answer.json()
         met.update(each["id"] for each in body[key])
         pages += 1
-        if pages == PAGES - 10:
-            assert await end() > PAGES / 10
+        if pages < PAGES - 10:
+            await writer.wait_for(pages // 10)
+        elif pages == PAGES - 10:
+            await writer.end()
         links = body["meta"]["pagination"]["links"]
         url = URL(links["next"]["href"]).path_qs if "next" in links else None
     assert pages >= PAGES
@@ -93,8 +105,8 @@ async def test_each_config_that_stays_is_met_once(api: Client, db: str, conn: ps
         others.append(await asyncio.to_thread(add_config, conn))
         await configs.remove(other, others.pop(dice.randrange(len(others))))
 
-    async with meanwhile(db, change) as end:
-        met = await walk(api, CONFIGS, "postbackconfigs", sort, end)
+    async with meanwhile(db, change) as writer:
+        met = await walk(api, CONFIGS, "postbackconfigs", sort, writer)
     assert left_out_or_doubled(met, stay) == {}
 
 
@@ -137,6 +149,6 @@ async def test_each_log_that_stays_is_met_once(api: Client, db: str, conn: psyco
             await configs.remove(daemon, passing)
             passing = await asyncio.to_thread(add_config, conn)
 
-    async with meanwhile(db, change) as end:
-        met = await walk(api, LOGS, "postbacklogs", sort, end)
+    async with meanwhile(db, change) as writer:
+        met = await walk(api, LOGS, "postbacklogs", sort, writer)
     assert left_out_or_doubled(met, stay) == {}
