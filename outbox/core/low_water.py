@@ -58,6 +58,8 @@ class LowWater:
         self._latest: Snapshot | None = None
         """The last look's. Not one's that took nothing and left something to others: it completes no transaction."""
         self._is_looking_below = False
+        self.keeps_order = False
+        """Whether `hidden` is asked for, and so each look is to tell what it left to other daemons."""
         self.is_asked = False
         """Whether a look below is to be made as soon as it may."""
         self.is_in_doubt = False
@@ -79,7 +81,15 @@ class LowWater:
     def hidden(self, now: float) -> tuple[int, frozenset[int]]:
         """Return up to where nothing can be, unless one of these transactions is over; 0 where nobody knows."""
         low = self.low(now)
-        return (0, frozenset()) if self.is_asked or self._is_looking_below else (low, self._passed)
+        is_known = self.keeps_order and not self.is_asked and not self._is_looking_below
+        return (low, self._passed) if is_known else (0, frozenset())
+
+    def keep_order(self, now: float, *, wanted: bool) -> None:
+        """Have each look tell what it left to others, or not: to know it, a look reads all that it takes once more."""
+        if wanted and not self.keeps_order:
+            self._tops.clear()
+            self.ask(now, at_once=True)
+        self.keeps_order = wanted
 
     @property
     def _may_rise(self) -> bool:

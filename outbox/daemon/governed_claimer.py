@@ -71,6 +71,7 @@ class GovernedClaimer:
         """Learn whether there are any."""
         self._are_some = await governed.prepare(conn)
         self._rest.has_unseen &= self._are_some
+        self._low_water.keep_order(time.monotonic(), wanted=self._are_some)
 
     async def claim(self, conn: psycopg.AsyncConnection) -> bool:
         """Claim what is due of some of them; returns whether to go on with the others at once."""

@@ -145,7 +145,7 @@ class Router:
         limit = self._limit(now, slots, rooms, room)
         routed = await routing.route(
             conn, low=low, rows=limit, slots=slots, room=room, rooms=rooms,
-            lease=self._intake.lease,
+            lease=self._intake.lease, tell_left=self._low_water.keeps_order,
         )  # fmt: skip
         self.is_captured_now = routed.rows > 0 and routed.to_the_end
         self._doorbell.note(routed, now)

@@ -64,9 +64,9 @@ seen as materialized (
 )
 """
 # Whose change has a lower seq than one that was taken, and is not taken, is being routed by another daemon. Most often
-# there is none, so they are counted first.
+# there is none, so they are counted first, and not at all where nobody asks.
 _LEFT_TO_OTHERS: LiteralString = """
-select case when (
+select case when %(tell_left)s and (
         select count(*) from outbox.outbox as o where o.seq > %(low)s and o.seq <= u.seq
     ) > (select count(*) from taken) then (
         select min(l.seq) from (
@@ -202,7 +202,8 @@ class Routed(Claimed):
     to_the_end: bool
     """Whether there was no more to look at."""
     left_to_others: int | None
-    """The lowest seq that it saw and did not take, because another daemon is routing it; None where there is none."""
+    """The lowest seq that it saw and did not take, because another daemon is routing it; None where there is none, or
+    it was not to tell."""
     in_order: bool
     """Whether what it passed by is wanted by a config with strict order, and waits for its turn."""
     created: int
@@ -214,13 +215,22 @@ class Routed(Claimed):
 
 
 async def route(
-    conn: AsyncConnection, *, low: int, rows: int, slots: int, room: int, rooms: Mapping[UUID, int], lease: float
+    conn: AsyncConnection,
+    *,
+    low: int,
+    rows: int,
+    slots: int,
+    room: int,
+    rooms: Mapping[UUID, int],
+    lease: float,
+    tell_left: bool = False,
 ) -> Routed:
     """Turn up to `rows` outbox rows above `low` into events and deliveries.
 
     Leases to us at most `slots` of them, at most `rooms[config]` or else `room` of one config, for `lease` seconds.
+    `tell_left`: whether to look for what is left to others, which reads once more all that was taken or is under way.
     """
-    limits = {"low": low, "rows": rows, "slots": slots, "room": room, "lease": lease}
+    limits = {"low": low, "rows": rows, "slots": slots, "room": room, "lease": lease, "tell_left": tell_left}
     return await _route(conn, _ROUTE, rooms, limits)
 
 

@@ -30,6 +30,7 @@ def look(mark: LowWater, now: float, top: int | None, *under_way: int) -> None:
 def passed(*under_way: int) -> LowWater:
     """Return a mark that has risen to 7 while these were under way, and at which nothing was looked for below."""
     mark = LowWater()
+    mark.keep_order(0.0, wanted=True)
     look(mark, 0.0, 7, *under_way)
     look(mark, 0.1, None, *under_way)
     assert mark.low(TRAIL_SECONDS) == 7
@@ -90,11 +91,13 @@ def test_the_mark_soon_passes_what_took_very_many_numbers() -> None:
 def test_the_mark_does_not_rise_by_the_look_that_came_there() -> None:
     """Its snapshot ends behind the last transaction that was done: it does not list who began after that."""
     mark = LowWater()
+    mark.keep_order(0.0, wanted=True)
     look(mark, 0.0, 7)
     assert mark.low(2 * TRAIL_SECONDS) == 0
     look(mark, 1.0, None, LATE)
     assert mark.hidden(1.0) == (7, frozenset())
     mark = LowWater()
+    mark.keep_order(0.0, wanted=True)
     mark.looked(0.0, 7, Snapshot(LATE, frozenset()), low=0, to_the_end=True)
     mark.looked(1.0, None, Snapshot(LATE + 1, frozenset({LATE})), low=0, to_the_end=True)
     assert mark.hidden(1.0) == (7, frozenset({LATE}))
@@ -131,6 +134,21 @@ def test_what_is_hidden_is_known_only_where_nothing_below_is_to_be_looked_for() 
     assert mark.hidden(1.0) == (7, frozenset({LATE}))
     look(mark, 1.1, None)
     assert mark.hidden(1.1) == (0, frozenset())
+
+
+def test_nothing_is_known_to_be_hidden_where_looks_did_not_tell_what_they_left() -> None:
+    """Until one was made below the mark; what they came to above it is forgotten."""
+    mark = LowWater()
+    look(mark, 0.0, 7)
+    look(mark, 0.1, 9)
+    assert mark.low(TRAIL_SECONDS) == 7
+    assert mark.hidden(TRAIL_SECONDS) == (0, frozenset())
+    mark.keep_order(TRAIL_SECONDS, wanted=True)
+    assert mark.hidden(1.0) == (0, frozenset())
+    assert mark.is_due(1.0)
+    look_below(mark, 1.0)
+    look(mark, 1.1, None)
+    assert mark.hidden(5.0) == (7, frozenset())
 
 
 def test_the_mark_does_not_pass_what_another_daemon_is_routing() -> None:
@@ -308,7 +326,7 @@ class History:
             self.capture()
         self.mark.looked(
             began, max(taken, default=None), snapshot, low=low, to_the_end=to_the_end, rows=len(taken),
-            left_to_others=min(seen - set(taken), default=None),
+            left_to_others=min(seen - set(taken), default=None) if self.mark.keeps_order else None,
         )  # fmt: skip
         if taken:
             self.ids += 1
@@ -339,6 +357,8 @@ def test_whatever_is_committed_is_found_by_the_looks_that_follow(seed: int, monk
         history.now += history.dice.choice((0.001, 0.01, 0.1, 0.4, 3.0))
         history.capture()
         history.let_others_route()
+        if history.dice.random() < 0.05:
+            history.mark.keep_order(history.now, wanted=history.dice.random() < 0.8)
         low, passed_ = history.mark.hidden(history.now)
         assert not (passed_ <= history.under_way and any(each <= low for each in history.visible))
         if history.ends or history.dice.random() < 0.5:

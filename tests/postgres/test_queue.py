@@ -241,13 +241,15 @@ async def test_what_is_below_the_mark_is_known_by_its_lowest(
 async def test_a_route_tells_what_another_daemon_is_routing(
     contacts: psycopg.Connection, aconn: psycopg.AsyncConnection, db: str
 ) -> None:
-    """The lowest of it, up to where the route came: that may be there again when the other daemon dies."""
+    """The lowest of it, up to where the route came: that may be there again when the other daemon dies. If asked."""
     add_config(contacts)
     contacts.execute("insert into contacts select i, 'X' from generate_series(1, 6) as i")
     [seqs] = contacts.execute("select array_agg(seq order by seq) from outbox.outbox").fetchone() or ([],)
 
-    async def look(rows: int) -> tuple[int | None, int | None]:
-        routed = await routing.route(aconn, low=0, rows=rows, slots=0, room=10, rooms={}, lease=60)
+    async def look(rows: int, *, tell_left: bool = True) -> tuple[int | None, int | None]:
+        routed = await routing.route(
+            aconn, low=0, rows=rows, slots=0, room=10, rooms={}, lease=60, tell_left=tell_left
+        )  # fmt: skip
         return routed.top, routed.left_to_others
 
     with psycopg.connect(db) as other:
@@ -256,6 +258,7 @@ async def test_a_route_tells_what_another_daemon_is_routing(
         assert await look(1) == (seqs[3], seqs[2])
         assert await look(1) == (seqs[5], seqs[2])
         assert await look(1) == (None, seqs[2])
+        assert await look(1, tell_left=False) == (None, None)
     assert await look(1) == (None, None)
 
 
