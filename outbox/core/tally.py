@@ -5,6 +5,7 @@ Counting stands in the way of each delivery, so it costs an addition and no more
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from enum import StrEnum
 
 from outbox.core.model import Answer, Attempt, Dead, Delivered, Failure, FailureKind, Retry
 
@@ -13,6 +14,21 @@ DURATION_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 
 DELIVERY_BOUNDS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
 """Seconds from the event to its acknowledgement: a backlog makes them many."""
+
+STATEMENT_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Seconds of one statement. Whoever waits for more than a minute gives it up."""
+
+
+class Statement(StrEnum):
+    """What a daemon asks the database for, over and over."""
+
+    ROUTE = "route"
+    OVERTAKE = "overtake"
+    LOOK_BELOW = "look_below"
+    CLAIM = "claim"
+    CLAIM_GOVERNED = "claim_governed"
+    SETTLE = "settle"
+
 
 _STATUS_CLASSES = {number: f"{number}xx" for number in range(1, 6)}
 _ODD_STATUS = "other"
@@ -53,6 +69,8 @@ class Tally:
         """Tries by outcome and status class. What can be expected is there from the start, with 0."""
         self.durations = Histogram(DURATION_BOUNDS)
         """Seconds of each try."""
+        self.statements = {each: Histogram(STATEMENT_BOUNDS) for each in Statement}
+        """Seconds of each statement that was answered."""
         self.deliveries = Histogram(DELIVERY_BOUNDS)
         """Seconds from an event to the end of its first try, for each that was acknowledged by it."""
 

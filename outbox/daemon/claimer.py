@@ -8,7 +8,7 @@ from uuid import UUID
 import psycopg
 
 from outbox.core.marks import Marks
-from outbox.core.tally import Tally
+from outbox.core.tally import Statement, Tally
 from outbox.daemon.intake import Intake
 from outbox.daemon.rest import Rest
 from outbox.postgres import queue
@@ -114,6 +114,7 @@ class Claimer:
         except BaseException:
             self._intake.free(slots)
             raise
+        self._tally.statements[Statement.CLAIM].observe(time.monotonic() - now)
         self._tally.claimed += len(found.deliveries)
         await self._intake.admit(conn, found, now, reserved=slots)
         config_ids = [each.config_id for each in found.deliveries]

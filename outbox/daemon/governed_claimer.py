@@ -6,7 +6,7 @@ import time
 import psycopg
 
 from outbox.core.low_water import LowWater
-from outbox.core.tally import Tally
+from outbox.core.tally import Statement, Tally
 from outbox.daemon.claimer import NO_CONFIG
 from outbox.daemon.intake import Intake
 from outbox.daemon.rest import Rest
@@ -88,6 +88,7 @@ class GovernedClaimer:
             conn, after=self._after, slots=slots, room=room, rooms=rooms, lease=self._intake.lease,
             hidden=self._low_water.hidden(now),
         )  # fmt: skip
+        self._tally.statements[Statement.CLAIM_GOVERNED].observe(time.monotonic() - now)
         self._tally.claimed += len(found.deliveries)
         self._note(found, now, slots=slots)
         await self._intake.admit(conn, found, now)

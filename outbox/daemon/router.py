@@ -13,7 +13,7 @@ import psycopg
 
 from outbox.core.bypass import Bypass
 from outbox.core.low_water import LowWater
-from outbox.core.tally import Tally
+from outbox.core.tally import Statement, Tally
 from outbox.daemon.claimer import Claimer
 from outbox.daemon.doorbell import Doorbell
 from outbox.daemon.flood_log import FloodLog
@@ -123,9 +123,11 @@ class Router:
 
     async def look_below(self, conn: psycopg.AsyncConnection) -> bool:
         """Look for what was committed when the routes had passed it; returns whether to look at it at once."""
-        up_to = self._low_water.begin_look_below(time.monotonic())
-        lowest = await routing.lowest(conn, up_to=up_to)
-        self._low_water.looked_below(time.monotonic(), lowest)
+        began = time.monotonic()
+        lowest = await routing.lowest(conn, up_to=self._low_water.begin_look_below(began))
+        ended = time.monotonic()
+        self._tally.statements[Statement.LOOK_BELOW].observe(ended - began)
+        self._low_water.looked_below(ended, lowest)
         if lowest is not None:
             self.look_at_once()
         return lowest is not None
@@ -147,6 +149,7 @@ class Router:
             conn, low=low, rows=limit, slots=slots, room=room, rooms=rooms,
             lease=self._intake.lease, tell_left=self._low_water.keeps_order,
         )  # fmt: skip
+        self._tally.statements[Statement.ROUTE].observe(time.monotonic() - now)
         self.is_captured_now = routed.rows > 0 and routed.to_the_end
         self._doorbell.note(routed, now)
         if routed.rows == 0 and doorbell_was_up and self._doorbell.is_up:
@@ -225,11 +228,11 @@ class Router:
         except BaseException:
             self._intake.free(slots)
             raise
+        ended = time.monotonic()
+        self._tally.statements[Statement.OVERTAKE].observe(ended - now)
         self._is_waited_for |= routed.in_order
         came_to = stretch.low if routed.top is None else routed.top
-        bypass.looked(
-            stretch, began=now, now=time.monotonic(), came_to=came_to, rows=routed.rows, to_the_end=routed.to_the_end
-        )
+        bypass.looked(stretch, began=now, now=ended, came_to=came_to, rows=routed.rows, to_the_end=routed.to_the_end)
         await self._admit(conn, routed, now, rooms=rooms, room=room, reserved=slots)
         if bypass.is_long(stretch, rows=routed.rows, to_the_end=routed.to_the_end):
             bypass.go_on_near(await routing.last(conn))

@@ -10,7 +10,7 @@ import psycopg
 import structlog
 
 from outbox.core.model import Attempt, Dead, Delivery
-from outbox.core.tally import Tally
+from outbox.core.tally import Statement, Tally
 from outbox.daemon.circuits import Circuits
 from outbox.daemon.outage import Outage, ReconnectBackoff
 from outbox.postgres import queue
@@ -165,12 +165,14 @@ class Settler:
         batch = [self._finished[n][1] for n in range(min(ROWS, len(self._finished)))]
         if not batch:
             return batch
+        began = time.monotonic()
         try:
             settled = await queue.settle(conn, batch)
         except psycopg.DataError as error:
             # No subscriber's answer may keep the outcomes from being written down.
             log.warning("answers.dropped", count=len(batch), error=" ".join(str(error).split())[:300])
             settled = await queue.settle(conn, [each._replace(answer=b"") for each in batch])
+        self._tally.statements[Statement.SETTLE].observe(time.monotonic() - began)
         for _ in batch:
             self._finished.popleft()
         self.died += sum(isinstance(attempt.outcome, Dead) for attempt in batch)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from outbox.core.tally import DELIVERY_BOUNDS, DURATION_BOUNDS
+from outbox.core.tally import DELIVERY_BOUNDS, DURATION_BOUNDS, STATEMENT_BOUNDS
 
 
 class Kind(StrEnum):
@@ -73,6 +73,14 @@ OF_DISPATCHING = (
         "outbox_leases_lost_total",
         Kind.COUNTER,
         "Tries that were settled too late: the delivery had been claimed again or replayed. It may be sent twice.",
+    ),
+    Family(
+        "outbox_statement_duration_seconds",
+        Kind.HISTOGRAM,
+        "How long the database took to answer, as the daemon saw it. statement: route (takes what was captured), "
+        "overtake (what stands behind a batch), look_below (what was committed late), claim, claim_governed, settle.",
+        ("statement",),
+        bounds=STATEMENT_BOUNDS,
     ),
     Family("outbox_concurrency", Kind.GAUGE, "POSTs in flight at most (OUTBOX_CONCURRENCY, all workers together)."),
     Family(

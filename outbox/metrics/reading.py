@@ -31,6 +31,7 @@ def of_tally(tally: Tally) -> Reading:
         "outbox_attempt_duration_seconds": _histogram(tally.durations),
         "outbox_commit_to_delivery_seconds": _histogram(tally.deliveries),
         "outbox_leases_lost_total": one(tally.leases_lost),
+        "outbox_statement_duration_seconds": {each: _numbers(took) for each, took in tally.statements.items()},
     }
 
 
@@ -48,7 +49,11 @@ def together(readings: Iterable[Reading]) -> Reading:
 
 
 def _histogram(histogram: Histogram) -> Values:
-    return {"": [histogram.sum, *histogram.counts]}
+    return {"": _numbers(histogram)}
+
+
+def _numbers(histogram: Histogram) -> list[float]:
+    return [histogram.sum, *histogram.counts]
 
 
 def _sum(first: float, second: float) -> float:

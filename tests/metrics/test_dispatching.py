@@ -10,6 +10,7 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
+from outbox.core.tally import Statement
 from outbox.demo.supervisor import free_port
 from outbox.postgres.migrations import migrate
 from tests.daemons import (
@@ -68,6 +69,25 @@ async def test_deliveries_are_counted_and_timed(contacts: psycopg.Connection, db
     assert found["outbox_workers",] == 1
     assert found["outbox_concurrency",] == 200
     assert found["process_resident_memory_bytes",] > 1e7
+
+
+async def test_each_statement_is_timed_by_its_name(contacts: psycopg.Connection, db: str) -> None:
+    """A batch that others pass by, one of them in order, and a change that is committed late."""
+    port, count = free_port(), "outbox_statement_duration_seconds_count"
+    with Receiver() as receiver, psycopg.connect(db) as late:
+        receiver.answer("/batch", Status(200, delay=0.05))
+        add_config(contacts, receiver.url_for("/batch"))
+        add_config(contacts, receiver.url_for("/in-order"), location_id="M", strict_order="hold")
+        late.execute("insert into contacts values (0, 'N')")
+        async with running(db, listen=("127.0.0.1", port), drain_timeout=0.0):
+            add_contacts(contacts, 1, 3000)
+            contacts.execute("insert into contacts values (3001, 'M')")
+            await scraped(port, lambda now: now[count, "overtake"] > 0)
+            late.commit()
+            found = await scraped(port, lambda now: all(now[count, each] > 0 for each in Statement))
+    for each in Statement:
+        assert found["outbox_statement_duration_seconds_sum", each] > 0
+        assert found["outbox_statement_duration_seconds_bucket", "+Inf", each] == found[count, each]
 
 
 async def test_failures_are_told_apart(contacts: psycopg.Connection, db: str) -> None:
