@@ -8,7 +8,7 @@ import click
 
 from outbox.cli import options, plain
 from outbox.core.finding import Finding, Level
-from outbox.daemon.doctor import examine
+from outbox.doctor.examination import examine
 from outbox.settings import Settings
 
 _SETTINGS = (

@@ -19,10 +19,9 @@ from outbox.cli import options, plain
 from outbox.cli.top_view import Quit, Switch, View, keys, press
 from outbox.cli.top_words import age, milliseconds, rate
 from outbox.core.activity import RATE_SECONDS, ConfigLook, Look, Sort, Totals, base, ordered, totals
-from outbox.daemon.doctor import application_name
 from outbox.errors import OutboxError, UsageError
 from outbox.postgres import activity, configs, figures
-from outbox.postgres.pool import TRANSIENT, Link, connected
+from outbox.postgres.pool import TRANSIENT, Link, application_name, connected
 from outbox.settings import Settings
 
 SHARE = 10

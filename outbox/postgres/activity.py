@@ -101,9 +101,7 @@ async def look(conn: AsyncConnection, *, application_name: str | None = None) ->
     async with conn.cursor(row_factory=class_row(ConfigLook)) as cursor:
         await cursor.execute((DEBT + _CONFIGS).encode(), prepare=False)
         configs = await cursor.fetchall()
-    async with conn.cursor(row_factory=class_row(Daemon)) as cursor:
-        await cursor.execute(_DAEMONS.encode(), {"name": application_name}, prepare=False)
-        daemons = await cursor.fetchall()
+    connected = await daemons(conn, application_name=application_name)
     tried = await _tries(conn)
     async with conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(_WHOLE.encode(), prepare=False)
@@ -113,9 +111,16 @@ async def look(conn: AsyncConnection, *, application_name: str | None = None) ->
     return Look(
         captured=max(whole.pop("last_seq") or 0, last_routed),
         configs=tuple(_with_tries(each, tried) for each in configs),
-        daemons=tuple(daemons),
+        daemons=tuple(connected),
         **whole,
     )
+
+
+async def daemons(conn: AsyncConnection, *, application_name: str | None) -> list[Daemon]:
+    """Return the processes that fetch from this database. `application_name`: see `look`."""
+    async with conn.cursor(row_factory=class_row(Daemon)) as cursor:
+        await cursor.execute(_DAEMONS.encode(), {"name": application_name}, prepare=False)
+        return await cursor.fetchall()
 
 
 def captured_seq(event_id: UUID) -> int:

@@ -6,6 +6,7 @@ no prepared statement, no setting (each statement brings its own, for its transa
 
 import asyncio
 import contextlib
+import os
 import select
 from collections.abc import AsyncIterator, Generator, Mapping
 from typing import Any, Self, TypeVar, cast
@@ -160,6 +161,12 @@ class Link:
         if conn is not None:
             with contextlib.suppress(psycopg.Error, OSError):
                 await conn.close()
+
+
+def application_name(dsn: str) -> str | None:
+    """Return what the DSN calls its connections, or None: then a daemon's have the names that it gives them."""
+    name = conninfo_to_dict(dsn).get("application_name") or os.environ.get("PGAPPNAME")
+    return None if name is None else str(name)
 
 
 def _set(settings: Mapping[str, str], is_local: sql.Composable) -> list[sql.Composed]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from outbox.daemon.doctor import CHECKS
+from outbox.doctor.examination import CHECKS
 from tests.daemons import daemon_process
 from tests.servers import role
 from tests.tried import add_config, attach_contacts, outbox

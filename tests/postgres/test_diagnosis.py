@@ -18,14 +18,15 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from outbox.core.finding import OK, PROBLEM, WARNING, Finding
 from outbox.core.model import Dead, Delivered
-from outbox.daemon import doctor
 from outbox.demo.embedded import EmbeddedPostgres, embedded_binaries
 from outbox.demo.supervisor import free_port
+from outbox.doctor.examination import examine
 from outbox.errors import OutboxError
 from outbox.postgres.diagnosis import capture, expands, privileges, queue, server, vacuum
 from outbox.postgres.pool import Link
 from outbox.settings import Settings
 from tests import daemons
+from tests.findings import only
 from tests.servers import chosen_binaries, fresh_database, role
 from tests.tried import add_config, attach_contacts, outbox, route, try_all
 
@@ -54,11 +55,6 @@ def other_server() -> Iterator[EmbeddedPostgres]:
 
 async def on(dsn: str) -> psycopg.AsyncConnection:
     return await psycopg.AsyncConnection.connect(dsn, autocommit=True)
-
-
-def only(found: list[Finding]) -> Finding:
-    assert len(found) == 1, found
-    return found[0]
 
 
 # The server
@@ -298,11 +294,11 @@ async def test_the_daemons_role_sees_all_but_two_things(db: str, conn: psycopg.C
         async with await on(dsn) as guest:
             for each in await privileges.privileges(guest):
                 conn.execute((each.advice or "").encode())
-        found = await doctor.examine(Settings(dsn=dsn))
+        found = await examine(Settings(dsn=dsn))
         blind = [each for each in found if "Could not be checked" in each.message or "is hidden" in each.message]
         assert [(each.check, each.level) for each in blind] == [("xmin", WARNING), ("configs", WARNING)]
         conn.execute(f'grant pg_read_all_stats to "{name}"; grant select on outbox.attempts to "{name}"'.encode())
-        found = await doctor.examine(Settings(dsn=dsn))
+        found = await examine(Settings(dsn=dsn))
     assert {each.check for each in found if each.level is not OK} <= {"capture", "daemons", "durability"}
 
 

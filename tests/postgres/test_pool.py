@@ -3,7 +3,7 @@
 import psycopg
 import pytest
 
-from outbox.postgres.pool import Link
+from outbox.postgres.pool import Link, application_name
 from outbox.settings import Pooling
 
 _SETTINGS = "select current_setting('plan_cache_mode'), current_setting('enable_seqscan'), %s::int"
@@ -46,3 +46,12 @@ async def test_nothing_is_left_in_a_session_that_is_lent(db: str) -> None:
         assert await cursor.fetchone() == ("auto", 0)
     finally:
         await link.drop()
+
+
+def test_the_name_of_the_daemons_connections_is_the_dsns_if_it_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment may say it too, as it may to libpq."""
+    monkeypatch.delenv("PGAPPNAME", raising=False)
+    assert application_name("postgresql://a/b") is None
+    assert application_name("postgresql://a/b?application_name=shop") == "shop"
+    monkeypatch.setenv("PGAPPNAME", "other")
+    assert application_name("postgresql://a/b") == "other"

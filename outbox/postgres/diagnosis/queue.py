@@ -6,6 +6,7 @@ from uuid import UUID
 from psycopg import AsyncConnection
 
 from outbox.core.finding import OK, PROBLEM, WARNING, Finding, and_more, duration
+from outbox.postgres import activity
 from outbox.postgres.diagnosis.rows import rows
 from outbox.postgres.figures import figures, shown_url
 
@@ -77,12 +78,6 @@ async def partitions(conn: AsyncConnection) -> list[Finding]:
 WAIT_WARNING = 60.0
 """Seconds that something may wait for a daemon."""
 
-# The fetch connection: each process of a daemon has one.
-_DAEMONS = """
-select count(*)::int as count from pg_stat_activity as a
-where a.datname = current_database() and a.pid <> pg_backend_pid()
-    and (a.application_name = 'outbox fetch' or a.application_name = %(name)s)
-"""
 # The first in the order of capture: no index has the time.
 _OLDEST_UNROUTED = """
 select extract(epoch from now() - o.created_at)::float8 as seconds from outbox.outbox as o order by o.seq limit 1
@@ -95,7 +90,7 @@ async def daemons(conn: AsyncConnection, *, application_name: str | None, wait: 
     `application_name`: what the DSN calls its connections, the daemon's too; None where it says nothing.
     `wait`: seconds that something may wait.
     """
-    [connected] = await rows(conn, _DAEMONS, {"name": application_name})
+    count = len(await activity.daemons(conn, application_name=application_name))
     now = await figures(conn)
     oldest = await rows(conn, _OLDEST_UNROUTED)
     waiting = []
@@ -107,12 +102,11 @@ async def daemons(conn: AsyncConnection, *, application_name: str | None, wait: 
     if now.due and now.oldest_due_s >= wait:
         due = "delivery is" if now.due == 1 else "deliveries are"
         waiting.append(f"{now.due} {due} due, the oldest for {duration(now.oldest_due_s)}")
-    if not connected["count"]:
+    if not count:
         said = "No daemon is connected to this database"
         if waiting:
             return [Finding("daemons", PROBLEM, f"{said}: {'; '.join(waiting)}.", "outbox run")]
         return [Finding("daemons", WARNING, f"{said}: nothing will be sent.", "outbox run")]
-    count = connected["count"]
     here = f"{count} connected" if application_name is None else f"{count} connections named {application_name}"
     if waiting:
         return [
