@@ -13,7 +13,7 @@ from psycopg import AsyncConnection
 from psycopg.sql import SQL
 
 from outbox.postgres.replay import BATCH, SETTINGS, TURN
-from outbox.postgres.routing import ring
+from outbox.postgres.routing import WANTS, ring
 
 # Walked in the order of their ids, which is that of capture: the key's index has it in each day, the days outside of
 # the times are not looked at, and the next batch begins where this one ended. Of the tempting `where resource = …
@@ -50,8 +50,7 @@ with walked as materialized ({walked}), found as materialized (
     join outbox.postback_configs as c on c.id = %(config)s and c.deleted_at is null
         and c.resource = e.resource
         and (c.location_id is null or c.location_id = e.location_id)
-        and (c.product_transaction_id is null or c.product_transaction_id = e.product_transaction_id)
-        and case e.type when 'CREATE' then c.on_create when 'UPDATE' then c.on_update else c.on_delete end
+        and {wants}
     where not exists (
             select from outbox.deliveries as d where d.event_id = w.id and d.config_id = c.id offset 0
         )
@@ -126,7 +125,9 @@ async def batches(
     what is left when it is begun again. A delivery is missing where there is neither one that is owed nor a try.
     """
     query = SQL(_MISSING).format(
-        walked=SQL(_ALL if gap.record is None else _OF_RECORD), action=SQL(_COUNT_ONLY if dry_run else _INSERT)
+        walked=SQL(_ALL if gap.record is None else _OF_RECORD),
+        wants=SQL(WANTS.replace("{row}", "e")),
+        action=SQL(_COUNT_ONLY if dry_run else _INSERT),
     )
     asked: dict[str, Any] = {
         "config": gap.config, "since": gap.since, "until": gap.until, "record": gap.record, "size": size, "most": most,

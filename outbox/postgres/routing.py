@@ -89,6 +89,12 @@ _TO_THE_END: LiteralString = """
 (select count(*) from seen) < %(scan)s and (select count(*) from chosen) < %(rows)s
 """
 
+# What a config `c` wants of the resource and location that it watches.
+WANTS: LiteralString = """
+        (c.product_transaction_id is null or c.product_transaction_id = {row}.product_transaction_id)
+        and case {row}.type when 'CREATE' then c.on_create when 'UPDATE' then c.on_update else c.on_delete end
+"""
+
 # Two looks into the index: the tempting `location_id is null or …` may compare each event with each config.
 _MATCHING: LiteralString = """
         select c.id, c.location_id, c.revision, c.paused_at is null as wants, not c.governed as is_free, c.strict_order
@@ -100,9 +106,8 @@ _MATCHING: LiteralString = """
             select c.* from outbox.postback_configs as c
             where c.resource = {row}.resource and c.location_id is null and c.is_active and c.deleted_at is null
         ) as c
-        where (c.product_transaction_id is null or c.product_transaction_id = {row}.product_transaction_id)
-            and case {row}.type when 'CREATE' then c.on_create when 'UPDATE' then c.on_update else c.on_delete end
-"""
+        where {wants}
+""".replace("{wants}", WANTS)
 
 _ROUTED: LiteralString = """
 with {taken}, removed as (
