@@ -1,10 +1,14 @@
-"""Strict order holds under retries, several daemons, and their death at any moment: a machine of random histories."""
+"""Strict order holds under retries, several daemons, and their death at any moment: a machine of random histories.
+
+Beside it transactions stay open that have captured little or very much, so that routes pass what they will commit.
+"""
 
 import asyncio
 import contextlib
 import itertools
 import os
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
@@ -18,6 +22,12 @@ from tests.daemons import DaemonProcess, add_config, daemon_process, eventually_
 from tests.receiver import Receiver, Status
 
 RECORDS = (1, 2, 3)
+HELD_RECORDS = (4, 5)
+"""They are changed by the transaction that is held open, and when there is none."""
+MUCH = 12_000
+"""So many changes that the mark of the routes does not trail behind all of them."""
+LOOKS = 3
+"""So many looks at what is committed behind a transaction, and the mark has passed it."""
 MOST_DAEMONS = 2
 HISTORIES = int(os.environ.get("OUTBOX_TEST_HISTORIES", "4"))
 """How many random histories are tried; each takes some seconds, because its daemons are real processes."""
@@ -41,6 +51,9 @@ class Order(RuleBasedStateMachine):
         self.conn.execute("select outbox.attach('ordered', 'contact')")
         add_config(self.conn, self.receiver.url_for("/in"), strict_order="hold", number_of_attempts=5)
         self.versions: defaultdict[int, int] = defaultdict(int)
+        self.held: psycopg.Connection | None = None
+        self.unwanted = 1000
+        """The highest id of a record that nobody watches."""
         self.daemons: list[tuple[contextlib.ExitStack, DaemonProcess]] = []
 
     @rule(record=st.sampled_from(RECORDS), count=st.integers(1, 20))
@@ -48,11 +61,42 @@ class Order(RuleBasedStateMachine):
         """Change one record several times, a transaction each."""
         for _ in range(count):
             self.versions[record] += 1
-            self.conn.execute(
-                "insert into ordered (id, version) values (%s, %s) "
-                "on conflict (id) do update set version = excluded.version",
-                [record, self.versions[record]],
-            )
+            _write(self.conn, record, self.versions[record])
+
+    @precondition(lambda self: self.held is None)
+    @rule(captured=st.sampled_from((0, 100, MUCH)))
+    def hold(self, captured: int) -> None:
+        """Change some records in a transaction that stays open, and so many more that nobody wants; routes go on."""
+        self.held = self.stack.enter_context(psycopg.connect(self.dsn))
+        for record in HELD_RECORDS:
+            _write(self.held, record, self.versions[record] + 1)
+        self.held.execute(
+            "insert into ordered (id, location_id) select i, 'N' from generate_series(%s::int, %s::int) as i",
+            [self.unwanted + 1, self.unwanted + captured],
+        )
+        self.unwanted += captured
+        for _ in range(LOOKS if self.daemons else 0):
+            self.change(RECORDS[0], 1)
+            eventually_true(self._is_routed)
+
+    @precondition(lambda self: self.held is not None)
+    @rule(commits=st.booleans(), count=st.integers(0, 3))
+    def end_held(self, commits: bool, count: int) -> None:  # noqa: FBT001 - a rule's
+        """End it while the next changes of its records wait for it: none of these may go before its own."""
+        held, self.held = self.held, None
+        assert held is not None
+        for record in HELD_RECORDS:
+            self.versions[record] += commits
+        with ThreadPoolExecutor(1) as beside:
+            later = beside.submit(lambda: [self.change(record, count) for record in HELD_RECORDS])
+            if count:
+                eventually_true(lambda: held.execute("select from pg_locks where not granted").fetchone() is not None)
+            if commits:
+                held.commit()
+            else:
+                held.rollback()
+            later.result()
+        held.close()
 
     @rule()
     def change_all(self) -> None:
@@ -111,6 +155,8 @@ class Order(RuleBasedStateMachine):
                     stack.close()
 
     def _judge(self) -> None:
+        if self.held is not None:
+            self.end_held(commits=True, count=1)
         while self.daemons:
             self.kill(0)
         self.time_passes()
@@ -127,12 +173,22 @@ class Order(RuleBasedStateMachine):
 
     def _is_empty(self) -> bool:
         # In this order: what is routed in between is owed then.
-        return self.conn.execute("select from outbox.outbox").fetchone() is None and not owed(self.conn)
+        return self._is_routed() and not owed(self.conn)
+
+    def _is_routed(self) -> bool:
+        return self.conn.execute("select from outbox.outbox").fetchone() is None
 
     def _rests(self) -> bool:
         """Tell whether all that is owed waits for its time, or is dead."""
         query = "select from outbox.deliveries where state = 'pending' and (due_at <= now() or leased)"
         return self.conn.execute(query).fetchone() is None
+
+
+def _write(conn: psycopg.Connection, record: int, version: int) -> None:
+    conn.execute(
+        "insert into ordered (id, version) values (%s, %s) on conflict (id) do update set version = excluded.version",
+        [record, version],
+    )
 
 
 async def _replay_the_dead(dsn: str) -> None:
