@@ -64,26 +64,27 @@ seen as materialized (
 )
 """
 # Whose change has a lower seq than one that was taken, and is not taken, is being routed by another daemon. Most often
-# there is none, so they are counted first, and not at all where nobody asks.
+# there is none, so they are counted first.
 _LEFT_TO_OTHERS: LiteralString = """
-select case when %(tell_left)s and (
-        select count(*) from outbox.outbox as o where o.seq > %(low)s and o.seq <= u.seq
-    ) > (select count(*) from taken) then (
-        select min(l.seq) from (
-            select o.seq from outbox.outbox as o where o.seq > %(low)s and o.seq <= u.seq
-            except
-            select t.seq from taken as t
-        ) as l
-    ) end
-from (
-    select case when (select count(*) from taken) = %(rows)s then (select max(t.seq) from taken as t)
-        else 9223372036854775807 end as seq
-) as u
+(
+    select case when (
+            select count(*) from outbox.outbox as o where o.seq > %(low)s and o.seq <= u.seq
+        ) > n.routed then (
+            select min(l.seq) from (
+                select o.seq from outbox.outbox as o where o.seq > %(low)s and o.seq <= u.seq
+                except
+                select t.seq from taken as t
+            ) as l
+        ) end
+    from (select case when n.routed = %(rows)s then n.last else 9223372036854775807 end as seq) as u
+)
 """
-_IN_ORDER: LiteralString = "select coalesce(bool_or(w.in_order), false) from wanted as w"
+_IN_ORDER: LiteralString = "(select coalesce(bool_or(w.in_order), false) from wanted as w)"
 _COME_TO: LiteralString = """
-select case when (select count(*) from chosen) < %(rows)s then (select max(seq) from seen) else max(c.seq) end
-from chosen as c
+(
+    select case when (select count(*) from chosen) < %(rows)s then (select max(seq) from seen) else max(c.seq) end
+    from chosen as c
+)
 """
 _TO_THE_END: LiteralString = """
 (select count(*) from seen) < %(scan)s and (select count(*) from chosen) < %(rows)s
@@ -110,15 +111,12 @@ _MATCHING: LiteralString = """
 """.replace("{wants}", WANTS)
 
 _ROUTED: LiteralString = """
-with {taken}, removed as (
+with {taken}, named as (
     delete from outbox.outbox as o using taken as t where o.seq = t.seq
     returning o.seq, o.created_at, o.type::text as type, o.resource, o.resource_id, o.location_id,
-        o.product_transaction_id, o.data, o.expansions, o.traceparent
-), named as materialized (
-    select r.*, (
-        {id_begins} || '8' || left(encode(sha256(((select gen_random_uuid()::text) || r.seq)::bytea), 'hex'), 15)
-    )::uuid as id
-    from removed as r
+        o.product_transaction_id, o.data, o.expansions, o.traceparent, (
+            {id_begins} || '8' || left(encode(sha256(((select gen_random_uuid()::text) || o.seq)::bytea), 'hex'), 15)
+        )::uuid as id
 ), kept as (
     insert into outbox.events (
         id, created_at, type, resource, resource_id, location_id, product_transaction_id, data, expansions, traceparent
@@ -154,14 +152,16 @@ with {taken}, removed as (
     from ranked as r
     order by r.id, r.config_id
 )
-select now() as now, (select count(*) from named)::integer as routed, (select min(n.seq) from named as n) as first,
-    ({come_to}) as seq, {to_the_end} as to_the_end, ({left_to_others}) as left_to_others,
-    ({in_order}) as in_order,
-    (select count(*) from ranked)::integer as created, pg_current_snapshot()::text as snapshot,
-    array(select l.config_id from left_over as l order by l.config_id) as left_of,
-    array(select l.number from left_over as l order by l.config_id) as left_over,
+-- Joined, because a subquery for each number would be a plan of its own, which takes time to set up: most routes are of
+-- one row.
+select now() as now, n.routed, n.first, {come_to} as seq, {to_the_end} as to_the_end,
+    {left_to_others} as left_to_others, {in_order} as in_order, c.created, pg_current_snapshot()::text as snapshot,
+    l.left_of, l.left_over,
     null as id, null as config_id, null as attempts, null as attempts_uncounted, null as created_at, null as revision,
     null as type, null as resource, null as data, null as expansions, null as traceparent
+from (select count(*)::integer as routed, min(seq) as first, max(seq) as last from named) as n
+cross join (select count(*)::integer as created from ranked) as c
+cross join (select array_agg(config_id) as left_of, array_agg(number) as left_over from left_over) as l
 union all
 select null, null, null, null, null, null, null, null, null, null, null, r.id::text, r.config_id, 1, 0, r.created_at,
     r.revision, r.type, r.resource, r.data::text, r.expansions::text, r.traceparent
@@ -174,7 +174,7 @@ def _routed(
     *,
     come_to: LiteralString,
     to_the_end: LiteralString,
-    left_to_others: LiteralString = "select null::bigint",
+    left_to_others: LiteralString = "null::bigint",
     in_order: LiteralString = "false",
 ) -> bytes:
     """Return the statement that routes what `taken` chooses; `come_to`: up to where it looked; `to_the_end`: if so."""
@@ -182,14 +182,12 @@ def _routed(
     whole = whole.replace("{matching}", _MATCHING.replace("{row}", "n")).replace("{come_to}", come_to)
     whole = whole.replace("{to_the_end}", to_the_end).replace("{left_to_others}", left_to_others)
     whole = whole.replace("{in_order}", in_order)
-    return statement(whole.replace("{id_begins}", ID_BEGINS.replace("{seq}", "r.seq")))
+    return statement(whole.replace("{id_begins}", ID_BEGINS.replace("{seq}", "o.seq")))
 
 
-_ROUTE = _routed(
-    _TAKE_THE_FIRST,
-    come_to="select max(seq) from named",
-    to_the_end="(select count(*) from taken) < %(rows)s",
-    left_to_others=_LEFT_TO_OTHERS,
+_ROUTE = _routed(_TAKE_THE_FIRST, come_to="n.last", to_the_end="n.routed < %(rows)s")
+_ROUTE_AND_TELL = _routed(
+    _TAKE_THE_FIRST, come_to="n.last", to_the_end="n.routed < %(rows)s", left_to_others=_LEFT_TO_OTHERS
 )
 _OVERTAKE = _routed(_TAKE_FROM_BEHIND, come_to=_COME_TO, to_the_end=_TO_THE_END, in_order=_IN_ORDER)
 
@@ -235,8 +233,8 @@ async def route(
     Leases to us at most `slots` of them, at most `rooms[config]` or else `room` of one config, for `lease` seconds.
     `tell_left`: whether to look for what is left to others, which reads once more all that was taken or is under way.
     """
-    limits = {"low": low, "rows": rows, "slots": slots, "room": room, "lease": lease, "tell_left": tell_left}
-    return await _route(conn, _ROUTE, rooms, limits)
+    limits = {"low": low, "rows": rows, "slots": slots, "room": room, "lease": lease}
+    return await _route(conn, _ROUTE_AND_TELL if tell_left else _ROUTE, rooms, limits)
 
 
 async def overtake(
@@ -269,7 +267,7 @@ async def _route(
         row[:11] for row in found if row[0] is not None
     )
     deliveries = [Delivery._make(row[11:]) for row in found if row[11] is not None]
-    left = dict(zip(left_of, left_over, strict=True))
+    left = dict(zip(left_of or (), left_over or (), strict=True))
     _, end, under_way = snapshot.split(":")
     seen = Snapshot(int(end), frozenset(int(each) for each in under_way.split(",") if each))
     return Routed(deliveries, now, routed, first, top, to_the_end, left_to_others, in_order, created, left, seen)

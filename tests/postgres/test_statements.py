@@ -7,7 +7,7 @@ from outbox.postgres import queue, routing
 from outbox.postgres.statements import KEPT_LENGTH, statement
 
 
-@pytest.mark.parametrize("text", [routing._ROUTE, queue._CLAIM, queue._SETTLE, queue._RELEASE])  # noqa: SLF001 - no other way to them
+@pytest.mark.parametrize("text", [routing._ROUTE, routing._ROUTE_AND_TELL, queue._CLAIM, queue._SETTLE, queue._RELEASE])  # noqa: SLF001 - no other way to them
 def test_a_statement_of_each_delivery_is_kept(text: bytes) -> None:
     """A longer one would be read anew each time."""
     assert len(text) <= KEPT_LENGTH
