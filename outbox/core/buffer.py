@@ -36,12 +36,6 @@ KNOWN_SECONDS = 10.0
 """Who was answered soon is known to be quick for so long, if nothing else is heard of it. So long, too, slots are kept
 for others where all that is in hand is slow."""
 
-PACE_WINDOW = 0.25
-"""Seconds over which a config's pace is measured while it falls."""
-
-RISE_WINDOW = 0.05
-"""Seconds over which it is measured while it rises: who has done all that he was given could have done more."""
-
 TURN_GOAL = 0.0002
 """Seconds of POSTs of one config that a turn of the event loop should bring at most, where the config is owed much, is
 quick, and others keep up."""
@@ -134,16 +128,9 @@ class Buffer:
         known_since = self._known_since
         while self._answered and next(iter(self._answered.values())) < known_since:
             del self._answered[next(iter(self._answered))]
-        falling, rising = min(1.0, elapsed / PACE_WINDOW), min(1.0, elapsed / RISE_WINDOW)
-        self._others_keep_up = any(not lane.more for lane in self._lanes.values())
-        slow = sum(lane.standing in (TIMED_OUT, SLOW) for lane in self._lanes.values())
-        if slow == 0 or slow < len(self._lanes) or self._answered:
-            self._others_at = self._clock
-        self._turns.note_others(some=self._clock - self._others_at < KNOWN_SECONDS)
+        self._note_others()
         for config_id, lane in list(self._lanes.items()):
-            change = lane.finished / elapsed - lane.pace
-            lane.pace += change * (rising if change > 0 else falling)
-            lane.finished = 0
+            lane.measure(elapsed)
             if lane.in_hand == 0 and lane.pace < 1 and not lane.queued:
                 del self._lanes[config_id]
                 if lane.standing is QUICK:
@@ -151,13 +138,25 @@ class Buffer:
                 continue
             if lane.standing is QUICK and lane.answered_at < known_since:
                 self._place(lane, UNKNOWN)
-            enough = max(1.0, lane.pace * TURN_GOAL)
-            # By Little's law: whoever's POSTs take many turns of the loop has them elsewhere, and would lose by it.
-            is_quick = lane.pace * self._lag * QUICK_TURNS >= lane.in_flight
-            if self._others_keep_up and lane.more and is_quick and lane.useful > enough:
-                lane.useful -= (lane.useful - enough) / 2
-            else:
-                lane.useful = min(float(self._per_config), lane.useful + 1)
+            self._share_the_loop(lane)
+
+    def _note_others(self) -> None:
+        """Find out whether there are others than those that are owed much, and than those that are slow."""
+        self._others_keep_up = any(not lane.more for lane in self._lanes.values())
+        slow = sum(lane.standing in (TIMED_OUT, SLOW) for lane in self._lanes.values())
+        if slow == 0 or slow < len(self._lanes) or self._answered:
+            self._others_at = self._clock
+        self._turns.note_others(some=self._clock - self._others_at < KNOWN_SECONDS)
+
+    def _share_the_loop(self, lane: Lane) -> None:
+        """Let who is owed much and is quick have as few in flight as the loop serves in a moment, if others keep up."""
+        enough = max(1.0, lane.pace * TURN_GOAL)
+        # By Little's law: whoever's POSTs take many turns of the loop has them elsewhere, and would lose by it.
+        is_quick = lane.pace * self._lag * QUICK_TURNS >= lane.in_flight
+        if self._others_keep_up and lane.more and is_quick and lane.useful > enough:
+            lane.useful -= (lane.useful - enough) / 2
+        else:
+            lane.useful = min(float(self._per_config), lane.useful + 1)
 
     @property
     def _known_since(self) -> float:

@@ -12,6 +12,12 @@ from outbox.core.slots import QUICK, SLOW, TIMED_OUT, Standing
 QUICK_SECONDS = 1.0
 """Whose POST was answered within that is known to be quick."""
 
+PACE_WINDOW = 0.25
+"""Seconds over which a config's pace is measured while it falls."""
+
+RISE_WINDOW = 0.05
+"""Seconds over which it is measured while it rises: who has done all that he was given could have done more."""
+
 PROBATION = 10
 """Whose POST timed out, or took longer, is known to be quick when so many in a row were answered soon."""
 
@@ -55,6 +61,7 @@ class Lane:
     overdue: int = 0
     """How many have been in flight for longer than QUICK_SECONDS."""
     pace: float = 0.0
+    """Deliveries finished in a second, as measured lately."""
     queued: bool = False
     """Whether it will have its turn."""
     crowded: bool = False
@@ -87,6 +94,12 @@ class Lane:
         Not of a config that is known to answer late.
         """
         return self.in_flight > 0 and clock - self.silent_since > QUICK_SECONDS and not self.answers_late
+
+    def measure(self, elapsed: float) -> None:
+        """Measure the pace: what it finished in so many seconds, since this was called last."""
+        change = self.finished / elapsed - self.pace
+        self.pace += change * min(1.0, elapsed / (RISE_WINDOW if change > 0 else PACE_WINDOW))
+        self.finished = 0
 
     def note_timed_out(self) -> Standing:
         """Return how it stands when a POST timed out."""
