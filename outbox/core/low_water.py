@@ -189,12 +189,15 @@ class LowWater:
         return wanted if wanted > now or self.is_due(now) else now + TRAIL_SECONDS  # the mark has yet to rise
 
     def begin_look_below(self, now: float) -> int:
-        """Note that a look below begins; return the seq up to which."""
+        """Note that a look below begins; return the seq up to which.
+
+        No lower where a missing number keeps the mark down: when that is given up, the mark is where it was.
+        """
         self._looked_at = now
         self._is_looking_below = True
-        low = self.low(now)
+        self.low(now)
         self.is_asked, self.is_in_doubt = False, bool(self._tops or self._missing)  # it says nothing of what is above
-        return low
+        return self._low
 
     def looked_below(self, now: float, lowest: int | None) -> None:
         """Note what it found: the lowest seq below the mark, if any. The mark goes back before it."""

@@ -69,9 +69,9 @@ class GovernedClaimer:
 
     async def prepare(self, conn: psycopg.AsyncConnection) -> None:
         """Learn whether there are any."""
-        self._are_some = await governed.prepare(conn)
+        self._are_some, are_in_order = await governed.prepare(conn)
         self._rest.has_unseen &= self._are_some
-        self._low_water.keep_order(time.monotonic(), wanted=self._are_some)
+        self._low_water.keep_order(time.monotonic(), wanted=are_in_order)
 
     async def claim(self, conn: psycopg.AsyncConnection) -> bool:
         """Claim what is due of some of them; returns whether to go on with the others at once."""

@@ -234,10 +234,15 @@ with missing as (
         and not exists (select from outbox.config_state as s where s.config_id = c.id)
     on conflict (config_id) do nothing
 )
-select exists (
-    select from outbox.postback_configs as c
-    where c.governed and c.is_active and c.paused_at is null and c.deleted_at is null
-)
+select
+    exists (
+        select from outbox.postback_configs as c
+        where c.governed and c.is_active and c.paused_at is null and c.deleted_at is null
+    ),
+    exists (
+        select from outbox.postback_configs as c
+        where c.governed and c.is_active and c.paused_at is null and c.deleted_at is null and c.strict_order <> 'off'
+    )
 """)
 
 
@@ -255,10 +260,13 @@ class Governed(Claimed):
     """Whether a config may have more that is due than was looked at, or than it was allowed."""
 
 
-async def prepare(conn: AsyncConnection) -> bool:
-    """Return whether there is a governed config that sends. New ones are made ready to be claimed."""
+async def prepare(conn: AsyncConnection) -> tuple[bool, bool]:
+    """Return whether there is a governed config that sends, and whether one in strict order.
+
+    New ones are made ready to be claimed.
+    """
     row = await (await conn.execute(_PREPARE)).fetchone()
-    return bool(row and row[0])
+    return row or (False, False)
 
 
 async def claim_governed(
