@@ -4,7 +4,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (2, 'tables', '2e2320fdf967144695eb2ce45ff9a3c5cfad9dac30588d611496a0b0302cbf55');
+values (2, 'tables', '9906b36effdf2ce7369c3799cdb414b173ad9a9dbf38fd83c4f5826f16b6b91a');
 
 -- A type of its own and not a CHECK: PostgreSQL reads a CHECK's text anew in each statement, 4 µs of each write.
 create type outbox.change as enum ('CREATE', 'UPDATE', 'DELETE');
@@ -279,8 +279,8 @@ comment on function outbox.tell_of_config(uuid, text, text) is
     'Captures an event of the resource postbackconfig: a change of how a config fares.';
 revoke execute on function outbox.tell_of_config(uuid, text, text) from public;
 
--- Records of 2 kB and more are compressed by the writer, for which PostgreSQL's own pglz takes two to three times as long,
--- and twenty milliseconds for a megabyte that does not become smaller. Not every server was built with lz4.
+-- Records of 2 kB and more are compressed by the writer, for which PostgreSQL's own pglz takes two to three times as
+-- long, and twenty milliseconds for a megabyte that does not become smaller. Not every server was built with lz4.
 do $$
 begin
     alter table outbox.outbox alter column data set compression lz4, alter column expansions set compression lz4;
