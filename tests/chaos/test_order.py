@@ -87,16 +87,16 @@ class Order(RuleBasedStateMachine):
         assert held is not None
         for record in HELD_RECORDS:
             self.versions[record] += commits
-        with ThreadPoolExecutor(1) as beside:
+        waiting = self.conn.info.backend_pid
+        with ThreadPoolExecutor(1) as beside, held:  # whatever happens, it ends before the other is waited for
             later = beside.submit(lambda: [self.change(record, count) for record in HELD_RECORDS])
             if count:
-                eventually_true(lambda: held.execute("select from pg_locks where not granted").fetchone() is not None)
+                eventually_true(lambda: _waits(held, waiting))
             if commits:
                 held.commit()
             else:
                 held.rollback()
             later.result()
-        held.close()
 
     @rule()
     def change_all(self) -> None:
@@ -136,6 +136,11 @@ class Order(RuleBasedStateMachine):
         stack.close()
 
     @rule()
+    def pause_or_resume(self) -> None:
+        """Let the config wait, so that none is in order for a while, or go on."""
+        self.conn.execute("update outbox.postback_configs set paused_at = case when paused_at is null then now() end")
+
+    @rule()
     def time_passes(self) -> None:
         """Let all waits run out, and the leases too where nobody lives who holds one."""
         self.conn.execute(
@@ -157,12 +162,13 @@ class Order(RuleBasedStateMachine):
     def _judge(self) -> None:
         if self.held is not None:
             self.end_held(commits=True, count=1)
+        self.conn.execute("update outbox.postback_configs set paused_at = null")
         while self.daemons:
             self.kill(0)
         self.time_passes()
         self.start()
         while not self._is_empty():
-            eventually_true(lambda: self._is_empty() or self._rests())
+            eventually_true(lambda: self._is_empty() or (self._is_routed() and self._rests()))
             self.time_passes()
             asyncio.run(_replay_the_dead(self.dsn))
         seen = defaultdict(list)
@@ -182,6 +188,12 @@ class Order(RuleBasedStateMachine):
         """Tell whether all that is owed waits for its time, or is dead."""
         query = "select from outbox.deliveries where state = 'pending' and (due_at <= now() or leased)"
         return self.conn.execute(query).fetchone() is None
+
+
+def _waits(conn: psycopg.Connection, pid: int) -> bool:
+    """Tell whether that backend waits for the transaction of this connection."""
+    query = "select pg_backend_pid() = any(pg_blocking_pids(%s))"
+    return conn.execute(query, [pid]).fetchone() == (True,)
 
 
 def _write(conn: psycopg.Connection, record: int, version: int) -> None:

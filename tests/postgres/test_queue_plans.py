@@ -188,13 +188,16 @@ async def test_a_settle_finds_each_delivery_by_its_key(daemons: Daemons) -> None
     assert read.rows["deliveries"] <= A_FEW * SLOTS, read.plan
 
 
+@pytest.mark.parametrize("tell_left", [False, True])
 async def test_a_route_reads_the_configs_that_match_and_nothing_that_is_owed(
-    daemons: Daemons, owing: psycopg.Connection
+    daemons: Daemons, owing: psycopg.Connection, *, tell_left: bool
 ) -> None:
     """With 500 configs it looks at those of the event's location."""
     owing.execute(_CAPTURED.encode(), [CONFIGS, 5 * SLOTS])
     await daemons.conn.execute("begin")
-    routed = await routing.route(daemons.conn, low=0, rows=SLOTS, slots=SLOTS, room=10, rooms={}, lease=60)
+    routed = await routing.route(
+        daemons.conn, low=0, rows=SLOTS, slots=SLOTS, room=10, rooms={}, lease=60, tell_left=tell_left
+    )
     await daemons.conn.execute("rollback")
     assert routed.rows == SLOTS == len(routed.deliveries)
     read = await daemons.read_again()
@@ -205,8 +208,9 @@ async def test_a_route_reads_the_configs_that_match_and_nothing_that_is_owed(
     assert read.rows["deliveries"] <= A_FEW, read.plan
 
 
+@pytest.mark.parametrize("tell_left", [False, True])
 async def test_a_route_above_the_mark_reads_little_of_what_is_under_way(
-    daemons: Daemons, owing: psycopg.Connection, every_db: str
+    daemons: Daemons, owing: psycopg.Connection, every_db: str, *, tell_left: bool
 ) -> None:
     """20,000 changes that are not committed are in the index, and so is what was routed while a snapshot is held."""
     with psycopg.connect(every_db) as large:
@@ -215,7 +219,9 @@ async def test_a_route_above_the_mark_reads_little_of_what_is_under_way(
         pages = []
         for low in (0, await routing.last(daemons.conn) - 3):
             await daemons.conn.execute("begin")
-            routed = await routing.route(daemons.conn, low=low, rows=SLOTS, slots=SLOTS, room=10, rooms={}, lease=60)
+            routed = await routing.route(
+                daemons.conn, low=low, rows=SLOTS, slots=SLOTS, room=10, rooms={}, lease=60, tell_left=tell_left
+            )
             await daemons.conn.execute("rollback")
             assert routed.rows == 3
             pages.append((await daemons.read_again()).pages["outbox_pkey"])
