@@ -4,7 +4,7 @@ import asyncio
 import datetime as dt
 import random
 import time
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -68,13 +68,15 @@ class Senders:
         self._concurrency = concurrency
         self._wake = wake
         self._tasks: set[asyncio.Task[None]] = set()
+        self._sending = 0
         self._unsent = 0
         self._tell_unsent_at = 0.0
         self._attempt_log = AttemptLog()
 
     def start(self) -> None:
         """Start a task for each POST that could begin now."""
-        for _ in range(min(self._buffer.startable, self._concurrency - len(self._tasks))):
+        for _ in range(min(self._buffer.startable, self._concurrency - self._sending)):
+            self._sending += 1
             task = asyncio.create_task(self._send())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -83,7 +85,7 @@ class Senders:
         """Wait for what is in flight; what is not done `within` seconds is given back. Returns how many that were."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=within)
-        cut_off = list(self._tasks)
+        cut_off = [task for task in self._tasks if not task.done()]
         for task in cut_off:
             task.cancel()
         await asyncio.gather(*cut_off, return_exceptions=True)
@@ -95,7 +97,7 @@ class Senders:
         finally:
             # Not by a callback of the task, which comes a turn of the loop later: the settle of this POST may be
             # answered before, and start no other in its place. Nobody would do it before the next look.
-            self._tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+            self._sending -= 1
 
     async def _send_while_possible(self) -> None:
         while held := self._buffer.take():
