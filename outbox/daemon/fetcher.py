@@ -123,7 +123,7 @@ class Fetcher:
                 self._outage.began(error)
                 self._doorbell.forget()
                 self._low_water.ask(time.monotonic(), at_once=True)  # also where the look below had no answer
-                self._router.look_at_once()
+                self._router.forget()
                 self._targets.doubt()
                 await self._link.drop()
                 await self._claimer.drop()

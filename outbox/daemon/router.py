@@ -24,7 +24,8 @@ from outbox.postgres.routing import Routed
 
 AHEAD_ROWS = 500
 """Outbox rows that are routed in each AHEAD_SECONDS at least, if there are as many: a subscriber that is slow must not
-keep what he is owed in the outbox, which should be small."""
+keep what he is owed in the outbox, which should be small. Of those that many configs want, as many as make so many
+deliveries."""
 
 AHEAD_SECONDS = 0.1
 
@@ -45,6 +46,10 @@ QUIET_SECONDS = 0.1
 
 OVERTAKE_ROWS = 500
 """How many rows from behind a flood are routed at a time; they are leased as far as there are slots."""
+
+FIRST_ROWS = 50
+"""How many rows are routed while nobody knows how many configs want each, as after a route that had no answer: one that
+takes more than a minute is given up."""
 
 
 class Router:
@@ -68,6 +73,7 @@ class Router:
         self._tally = tally
         self._ahead_at = 0.0
         self._routed_lately = 0
+        self._wanted_by: float | None = None
         self._not_before = 0.0
         self._flood: frozenset[UUID] = frozenset()
         self._flood_log = FloodLog()
@@ -98,6 +104,11 @@ class Router:
     def look_at_once(self) -> None:
         """Let the next look not be put off."""
         self._not_before = 0.0
+
+    def forget(self) -> None:
+        """Note that a route had no answer, or may have had none: it may have been too much at once."""
+        self._wanted_by = None
+        self.look_at_once()
 
     def let_down_doorbell(self) -> None:
         """Note that it rang."""
@@ -168,7 +179,10 @@ class Router:
         return (not routed.to_the_end and not self._flood) or self._low_water.is_due(now)
 
     def _limit(self, now: float, slots: int, rooms: Mapping[UUID, int], room: int) -> int:
-        """Return how many rows to route. They may be for any config that has room; of a flood one knows for which."""
+        """Return how many rows to route: as many as make as many deliveries as there are slots, and room.
+
+        They may be for any config that has room; of a flood one knows for which.
+        """
         if self._flood:
             limit = max(1, min(slots, sum(rooms.get(config_id, 0) for config_id in self._flood)))
         else:
@@ -180,7 +194,13 @@ class Router:
             limit += ahead
             pause = AHEAD_IN_ORDER_SECONDS if self._is_waited_for else AHEAD_SECONDS
             self._ahead_at, self._routed_lately = now + pause, -ahead  # those are of the time before
-        return limit
+        return self._rows_of(limit)
+
+    def _rows_of(self, deliveries: int) -> int:
+        """Return how many rows make so many deliveries, by what the last ones made."""
+        if self._wanted_by is None:
+            return min(FIRST_ROWS, deliveries)
+        return min(deliveries, max(1, int(deliveries / max(1.0, self._wanted_by))))
 
     def _note_flood(self, routed: Routed, rooms: Mapping[UUID, int], room: int) -> None:
         """Find out whose there is more of than they can take; then the next look waits until they have room."""
@@ -220,9 +240,10 @@ class Router:
         now, bypass = time.monotonic(), self._bypass
         stretch = bypass.next(now)
         (rooms, room), slots = self._intake.rooms(), self._intake.reserve(OVERTAKE_ROWS)
+        limit = self._rows_of(OVERTAKE_ROWS)
         try:
             routed = await routing.overtake(
-                conn, low=stretch.low, high=stretch.high, scan=stretch.scan, flood=self._flood, rows=OVERTAKE_ROWS,
+                conn, low=stretch.low, high=stretch.high, scan=stretch.scan, flood=self._flood, rows=limit,
                 slots=slots, room=room, rooms=rooms, lease=self._intake.lease,
             )  # fmt: skip
         except BaseException:
@@ -232,9 +253,10 @@ class Router:
         self._tally.statements[Statement.OVERTAKE].observe(ended - now)
         self._is_waited_for |= routed.in_order
         came_to = stretch.low if routed.top is None else routed.top
-        bypass.looked(stretch, began=now, now=ended, came_to=came_to, rows=routed.rows, to_the_end=routed.to_the_end)
+        rows = routed.rows if routed.rows < limit else OVERTAKE_ROWS  # there may be more
+        bypass.looked(stretch, began=now, now=ended, came_to=came_to, rows=rows, to_the_end=routed.to_the_end)
         await self._admit(conn, routed, now, rooms=rooms, room=room, reserved=slots)
-        if bypass.is_long(stretch, rows=routed.rows, to_the_end=routed.to_the_end):
+        if bypass.is_long(stretch, rows=rows, to_the_end=routed.to_the_end):
             bypass.go_on_near(await routing.last(conn))
 
     async def _admit(
@@ -247,7 +269,11 @@ class Router:
         room: int,
         reserved: int = 0,
     ) -> None:
-        self._routed_lately += routed.rows
+        self._routed_lately += max(routed.rows, routed.created)
+        if routed.rows:
+            wanted_by = routed.created / routed.rows
+            # It rises at once: what comes next may be as much.
+            self._wanted_by = max(wanted_by, ((self._wanted_by or wanted_by) + wanted_by) / 2)
         left = sum(routed.left.values())
         if left:
             self._claimer.note_unseen()

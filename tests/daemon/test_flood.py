@@ -240,9 +240,9 @@ async def test_where_much_is_for_others_it_is_no_flood(
         async with dispatching(db, allow_networks=LOOPBACK) as dispatcher:
             fetcher = dispatcher._fetcher  # noqa: SLF001
             conn = await fetcher._link.connection()  # noqa: SLF001
-            while await fetcher._router.look(conn):  # noqa: SLF001
-                pass
-            assert captured(contacts) == 0
+            async with asyncio.timeout(30):
+                while captured(contacts):
+                    await fetcher._router.look(conn)  # noqa: SLF001
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 50])
