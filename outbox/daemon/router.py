@@ -24,8 +24,7 @@ from outbox.postgres.routing import Routed
 
 AHEAD_ROWS = 500
 """Outbox rows that are routed in each AHEAD_SECONDS at least, if there are as many: a subscriber that is slow must not
-keep what he is owed in the outbox, which should be small. Of those that many configs want, as many as make so many
-deliveries."""
+keep what he is owed in the outbox, which should be small."""
 
 AHEAD_SECONDS = 0.1
 
@@ -47,9 +46,17 @@ QUIET_SECONDS = 0.1
 OVERTAKE_ROWS = 500
 """How many rows from behind a flood are routed at a time; they are leased as far as there are slots."""
 
-FIRST_ROWS = 50
-"""How many rows are routed while nobody knows how many configs want each, as after a route that had no answer: one that
-takes more than a minute is given up."""
+LONG_SECONDS = 0.5
+"""A route that took longer is followed by one of half as many rows: many configs may want each, and all others wait."""
+
+SHORT_SECONDS = 0.2
+"""And one that took less by one of twice as many, up to what there is room for."""
+
+WITHOUT_ANSWER = 8
+"""A route without an answer is followed by one of so many times fewer rows: it may have been given up after a minute,
+and would be as long the next time."""
+
+NO_LIMIT = 2**31
 
 
 class Router:
@@ -73,7 +80,7 @@ class Router:
         self._tally = tally
         self._ahead_at = 0.0
         self._routed_lately = 0
-        self._wanted_by: float | None = None
+        self._asked = self._most = NO_LIMIT
         self._not_before = 0.0
         self._flood: frozenset[UUID] = frozenset()
         self._flood_log = FloodLog()
@@ -106,8 +113,8 @@ class Router:
         self._not_before = 0.0
 
     def forget(self) -> None:
-        """Note that a route had no answer, or may have had none: it may have been too much at once."""
-        self._wanted_by = None
+        """Note that a route had no answer, or may have had none."""
+        self._most = max(1, self._asked // WITHOUT_ANSWER)
         self.look_at_once()
 
     def let_down_doorbell(self) -> None:
@@ -155,12 +162,12 @@ class Router:
         doorbell_was_up = self._doorbell.is_up
         (rooms, room), slots = self._intake.rooms(), self._slots
         low = self._low_water.low(now)
-        limit = self._limit(now, slots, rooms, room)
+        limit = self._asked = self._bounded(self._limit(now, slots, rooms, room))
         routed = await routing.route(
             conn, low=low, rows=limit, slots=slots, room=room, rooms=rooms,
             lease=self._intake.lease, tell_left=self._low_water.keeps_order,
         )  # fmt: skip
-        self._tally.statements[Statement.ROUTE].observe(time.monotonic() - now)
+        self._note_time(time.monotonic() - now)
         self.is_captured_now = routed.rows > 0 and routed.to_the_end
         self._doorbell.note(routed, now)
         if routed.rows == 0 and doorbell_was_up and self._doorbell.is_up:
@@ -179,10 +186,7 @@ class Router:
         return (not routed.to_the_end and not self._flood) or self._low_water.is_due(now)
 
     def _limit(self, now: float, slots: int, rooms: Mapping[UUID, int], room: int) -> int:
-        """Return how many rows to route: as many as make as many deliveries as there are slots, and room.
-
-        They may be for any config that has room; of a flood one knows for which.
-        """
+        """Return how many rows to route. They may be for any config that has room; of a flood one knows for which."""
         if self._flood:
             limit = max(1, min(slots, sum(rooms.get(config_id, 0) for config_id in self._flood)))
         else:
@@ -194,13 +198,22 @@ class Router:
             limit += ahead
             pause = AHEAD_IN_ORDER_SECONDS if self._is_waited_for else AHEAD_SECONDS
             self._ahead_at, self._routed_lately = now + pause, -ahead  # those are of the time before
-        return self._rows_of(limit)
+        return limit
 
-    def _rows_of(self, deliveries: int) -> int:
-        """Return how many rows make so many deliveries, by what the last ones made."""
-        if self._wanted_by is None:
-            return min(FIRST_ROWS, deliveries)
-        return min(deliveries, max(1, int(deliveries / max(1.0, self._wanted_by))))
+    def _bounded(self, limit: int) -> int:
+        """Return no more than the last looks had time for. What is left of it is not put off."""
+        if limit <= self._most:
+            return limit
+        self._ahead_at, self._routed_lately = 0.0, 0
+        return self._most
+
+    def _note_time(self, seconds: float) -> None:
+        """Note how long a look took."""
+        self._tally.statements[Statement.ROUTE].observe(seconds)
+        if seconds > LONG_SECONDS:
+            self._most = max(1, self._asked // 2)
+        elif seconds < SHORT_SECONDS:
+            self._most = min(NO_LIMIT, 2 * self._most)
 
     def _note_flood(self, routed: Routed, rooms: Mapping[UUID, int], room: int) -> None:
         """Find out whose there is more of than they can take; then the next look waits until they have room."""
@@ -240,10 +253,9 @@ class Router:
         now, bypass = time.monotonic(), self._bypass
         stretch = bypass.next(now)
         (rooms, room), slots = self._intake.rooms(), self._intake.reserve(OVERTAKE_ROWS)
-        limit = self._rows_of(OVERTAKE_ROWS)
         try:
             routed = await routing.overtake(
-                conn, low=stretch.low, high=stretch.high, scan=stretch.scan, flood=self._flood, rows=limit,
+                conn, low=stretch.low, high=stretch.high, scan=stretch.scan, flood=self._flood, rows=OVERTAKE_ROWS,
                 slots=slots, room=room, rooms=rooms, lease=self._intake.lease,
             )  # fmt: skip
         except BaseException:
@@ -253,10 +265,9 @@ class Router:
         self._tally.statements[Statement.OVERTAKE].observe(ended - now)
         self._is_waited_for |= routed.in_order
         came_to = stretch.low if routed.top is None else routed.top
-        rows = routed.rows if routed.rows < limit else OVERTAKE_ROWS  # there may be more
-        bypass.looked(stretch, began=now, now=ended, came_to=came_to, rows=rows, to_the_end=routed.to_the_end)
+        bypass.looked(stretch, began=now, now=ended, came_to=came_to, rows=routed.rows, to_the_end=routed.to_the_end)
         await self._admit(conn, routed, now, rooms=rooms, room=room, reserved=slots)
-        if bypass.is_long(stretch, rows=rows, to_the_end=routed.to_the_end):
+        if bypass.is_long(stretch, rows=routed.rows, to_the_end=routed.to_the_end):
             bypass.go_on_near(await routing.last(conn))
 
     async def _admit(
@@ -269,11 +280,7 @@ class Router:
         room: int,
         reserved: int = 0,
     ) -> None:
-        self._routed_lately += max(routed.rows, routed.created)
-        if routed.rows:
-            wanted_by = routed.created / routed.rows
-            # It rises at once: what comes next may be as much.
-            self._wanted_by = max(wanted_by, ((self._wanted_by or wanted_by) + wanted_by) / 2)
+        self._routed_lately += routed.rows
         left = sum(routed.left.values())
         if left:
             self._claimer.note_unseen()

@@ -243,6 +243,7 @@ async def test_where_much_is_for_others_it_is_no_flood(
             async with asyncio.timeout(30):
                 while captured(contacts):
                     await fetcher._router.look(conn)  # noqa: SLF001
+                    await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 50])
