@@ -31,7 +31,7 @@ async def test_a_circuit_opens_on_a_run_of_failures_and_closes_on_the_first_succ
 ) -> None:
     """Most deliveries are never tried while it is open, and keep their whole budget; all arrive in the end."""
     with Receiver() as receiver:
-        receiver.answer("/sick", Status(503))
+        receiver.answer("/sick", Status(503, delay=0.01))  # else many are tried while a settle is slow
         config = add_config(contacts, receiver.url_for("/sick"), number_of_attempts=5)
         add_config(contacts, receiver.url_for("/watch"), resource="postbackconfig")
         add_contacts(contacts, 1, MANY)
