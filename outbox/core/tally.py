@@ -74,6 +74,10 @@ class Tally:
         self.deliveries = Histogram(DELIVERY_BOUNDS)
         """Seconds from an event to the end of its first try, for each that was acknowledged by it."""
 
+    def took(self, statement: Statement, seconds: float) -> None:
+        """Count a statement that was answered after so many seconds."""
+        self.statements[statement].observe(seconds)
+
     def attempted(self, attempt: Attempt, result: Answer | Failure, duration: float) -> None:
         """Count a finished try; `duration` in seconds."""
         outcome = attempt.outcome

@@ -114,7 +114,7 @@ class Claimer:
         except BaseException:
             self._intake.free(slots)
             raise
-        self._tally.statements[Statement.CLAIM].observe(time.monotonic() - now)
+        self._tally.took(Statement.CLAIM, time.monotonic() - now)
         self._tally.claimed += len(found.deliveries)
         await self._intake.admit(conn, found, now, reserved=slots)
         config_ids = [each.config_id for each in found.deliveries]

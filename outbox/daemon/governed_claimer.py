@@ -88,7 +88,7 @@ class GovernedClaimer:
             conn, after=self._after, slots=slots, room=room, rooms=rooms, lease=self._intake.lease,
             hidden=self._low_water.hidden(now),
         )  # fmt: skip
-        self._tally.statements[Statement.CLAIM_GOVERNED].observe(time.monotonic() - now)
+        self._tally.took(Statement.CLAIM_GOVERNED, time.monotonic() - now)
         self._tally.claimed += len(found.deliveries)
         self._note(found, now, slots=slots)
         await self._intake.admit(conn, found, now)

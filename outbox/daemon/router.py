@@ -11,8 +11,10 @@ from uuid import UUID
 
 import psycopg
 
+from outbox.core import flood
 from outbox.core.bypass import Bypass
 from outbox.core.low_water import LowWater
+from outbox.core.stride import DELIVERIES_AT_ONCE, FanOut, Stride
 from outbox.core.tally import Statement, Tally
 from outbox.daemon.claimer import Claimer
 from outbox.daemon.doorbell import Doorbell
@@ -36,27 +38,11 @@ AHEAD_IN_ORDER_SECONDS = 0.06
 MANY_SLOTS = 100
 """With so many free slots no more is routed than could be leased, but for that."""
 
-MUCH = 0.25
-"""What part of the changes in a look a config must want for a flood. Where as much is for others, it is none either:
-passing it by would take longer than routing it."""
-
 QUIET_SECONDS = 0.1
 """How long no route looks where nothing was left to find, and the doorbell, which was up by then, does not ring."""
 
 OVERTAKE_ROWS = 500
 """How many rows from behind a flood are routed at a time; they are leased as far as there are slots."""
-
-LONG_SECONDS = 0.5
-"""A route that took longer is followed by one of half as many rows: many configs may want each, and all others wait."""
-
-SHORT_SECONDS = 0.2
-"""And one that took less by one of twice as many, up to what there is room for."""
-
-WITHOUT_ANSWER = 8
-"""A route without an answer is followed by one of so many times fewer rows: it may have been given up after a minute,
-and would be as long the next time."""
-
-NO_LIMIT = 2**31
 
 
 class Router:
@@ -78,11 +64,10 @@ class Router:
         self._claimer = claimer
         self._governed_claimer = governed_claimer
         self._tally = tally
-        self._ahead_at = 0.0
-        self._routed_lately = 0
-        self._asked = self._most = NO_LIMIT
+        self._stride = Stride()
+        self._fan_out_behind = FanOut()
         self._not_before = 0.0
-        self._flood: frozenset[UUID] = frozenset()
+        self._flood: flood.Shares = {}
         self._flood_log = FloodLog()
         self._bypass = Bypass()
         self._is_waited_for = False
@@ -114,7 +99,7 @@ class Router:
 
     def forget(self) -> None:
         """Note that a route had no answer, or may have had none."""
-        self._most = max(1, self._asked // WITHOUT_ANSWER)
+        self._stride.had_no_answer()
         self.look_at_once()
 
     def let_down_doorbell(self) -> None:
@@ -144,7 +129,7 @@ class Router:
         began = time.monotonic()
         lowest = await routing.lowest(conn, up_to=self._low_water.begin_look_below(began))
         ended = time.monotonic()
-        self._tally.statements[Statement.LOOK_BELOW].observe(ended - began)
+        self._tally.took(Statement.LOOK_BELOW, ended - began)
         self._low_water.looked_below(ended, lowest)
         if lowest is not None:
             self.look_at_once()
@@ -162,12 +147,15 @@ class Router:
         doorbell_was_up = self._doorbell.is_up
         (rooms, room), slots = self._intake.rooms(), self._slots
         low = self._low_water.low(now)
-        limit = self._asked = self._bounded(self._limit(now, slots, rooms, room))
+        limit = self._limit(now, slots, rooms, room)
         routed = await routing.route(
             conn, low=low, rows=limit, slots=slots, room=room, rooms=rooms,
             lease=self._intake.lease, tell_left=self._low_water.keeps_order,
         )  # fmt: skip
-        self._note_time(time.monotonic() - now)
+        seconds = time.monotonic() - now
+        self._tally.took(Statement.ROUTE, seconds)
+        self._stride.took(seconds)
+        self._stride.fan_out.note(routed.rows, routed.created)
         self.is_captured_now = routed.rows > 0 and routed.to_the_end
         self._doorbell.note(routed, now)
         if routed.rows == 0 and doorbell_was_up and self._doorbell.is_up:
@@ -182,38 +170,19 @@ class Router:
         self._flood_log.note(self._flood, now)
         await self._admit(conn, routed, now, rooms=rooms, room=room)
         if not routed.deliveries and not self._flood:
-            self._ahead_at, self._routed_lately = 0.0, 0  # nobody wants it: perhaps what is behind it
+            self._stride.found_nothing()
         return (not routed.to_the_end and not self._flood) or self._low_water.is_due(now)
 
     def _limit(self, now: float, slots: int, rooms: Mapping[UUID, int], room: int) -> int:
         """Return how many rows to route. They may be for any config that has room; of a flood one knows for which."""
         if self._flood:
-            limit = max(1, min(slots, sum(rooms.get(config_id, 0) for config_id in self._flood)))
+            limit = flood.rows_wanted(self._flood, slots=slots, rooms=rooms)
         else:
-            limit = min(slots, max(MANY_SLOTS, sum(rooms.values()) + room))
-        if slots < MANY_SLOTS and not self._flood:
-            limit += self._rows_ahead
-        elif now >= self._ahead_at:
-            ahead = max(0, self._rows_ahead - self._routed_lately - limit)
-            limit += ahead
-            pause = AHEAD_IN_ORDER_SECONDS if self._is_waited_for else AHEAD_SECONDS
-            self._ahead_at, self._routed_lately = now + pause, -ahead  # those are of the time before
-        return limit
-
-    def _bounded(self, limit: int) -> int:
-        """Return no more than the last looks had time for. What is left of it is not put off."""
-        if limit <= self._most:
-            return limit
-        self._ahead_at, self._routed_lately = 0.0, 0
-        return self._most
-
-    def _note_time(self, seconds: float) -> None:
-        """Note how long a look took."""
-        self._tally.statements[Statement.ROUTE].observe(seconds)
-        if seconds > LONG_SECONDS:
-            self._most = max(1, self._asked // 2)
-        elif seconds < SHORT_SECONDS:
-            self._most = min(NO_LIMIT, 2 * self._most)
+            limit = self._stride.fan_out.rows(min(slots, max(MANY_SLOTS, sum(rooms.values()) + room)))
+            if slots < MANY_SLOTS:
+                return self._stride.at_once(limit + self._rows_ahead)
+        pause = AHEAD_IN_ORDER_SECONDS if self._is_waited_for else AHEAD_SECONDS
+        return self._stride.next(now, limit, ahead=self._rows_ahead, pause=pause)
 
     def _note_flood(self, routed: Routed, rooms: Mapping[UUID, int], room: int) -> None:
         """Find out whose there is more of than they can take; then the next look waits until they have room."""
@@ -225,23 +194,17 @@ class Router:
             self._is_waited_for = False
         if not self._flood or routed.top is None:
             return
-        self._not_before = self._ahead_at
+        self._not_before = 0.0 if self._stride.is_cut else self._stride.ahead_at
         self._bypass.stands_at(routed.top)
 
-    def _whose_flood(self, routed: Routed, rooms: Mapping[UUID, int], room: int) -> frozenset[UUID]:
-        """Return whose flood it is, after a look: who had much in it, and no less than he had room for."""
+    def _whose_flood(self, routed: Routed, rooms: Mapping[UUID, int], room: int) -> flood.Shares:
         if routed.to_the_end:
-            return frozenset()
-        found = Counter(each.config_id for each in routed.deliveries) + Counter(routed.left)
-        if routed.created < min(MANY_SLOTS, self._rows_ahead):  # it says little of what is behind it
-            return frozenset(config_id for config_id in self._flood if found[config_id])
-        flood = frozenset(
-            config_id
-            for config_id, number in found.items()
-            if number >= routed.rows * MUCH and (config_id in self._flood or number >= rooms.get(config_id, room))
-        )
-        others = sum(number for config_id, number in found.items() if config_id not in flood)
-        return frozenset() if others > routed.created * MUCH else flood
+            return {}
+        return flood.whose(
+            Counter(each.config_id for each in routed.deliveries) + Counter(routed.left), rows=routed.rows,
+            created=routed.created, says_little=routed.created < min(MANY_SLOTS, self._rows_ahead),
+            before=self._flood, rooms=rooms, room=room,
+        )  # fmt: skip
 
     @property
     def may_overtake(self) -> bool:
@@ -253,21 +216,24 @@ class Router:
         now, bypass = time.monotonic(), self._bypass
         stretch = bypass.next(now)
         (rooms, room), slots = self._intake.rooms(), self._intake.reserve(OVERTAKE_ROWS)
+        limit = min(OVERTAKE_ROWS, self._fan_out_behind.rows(DELIVERIES_AT_ONCE))
         try:
             routed = await routing.overtake(
-                conn, low=stretch.low, high=stretch.high, scan=stretch.scan, flood=self._flood, rows=OVERTAKE_ROWS,
+                conn, low=stretch.low, high=stretch.high, scan=stretch.scan, flood=self._flood, rows=limit,
                 slots=slots, room=room, rooms=rooms, lease=self._intake.lease,
             )  # fmt: skip
         except BaseException:
             self._intake.free(slots)
             raise
         ended = time.monotonic()
-        self._tally.statements[Statement.OVERTAKE].observe(ended - now)
+        self._tally.took(Statement.OVERTAKE, ended - now)
+        self._fan_out_behind.note(routed.rows, routed.created)
         self._is_waited_for |= routed.in_order
         came_to = stretch.low if routed.top is None else routed.top
-        bypass.looked(stretch, began=now, now=ended, came_to=came_to, rows=routed.rows, to_the_end=routed.to_the_end)
+        rows = routed.rows if routed.rows < limit else OVERTAKE_ROWS  # there may be more
+        bypass.looked(stretch, began=now, now=ended, came_to=came_to, rows=rows, to_the_end=routed.to_the_end)
         await self._admit(conn, routed, now, rooms=rooms, room=room, reserved=slots)
-        if bypass.is_long(stretch, rows=routed.rows, to_the_end=routed.to_the_end):
+        if bypass.is_long(stretch, rows=rows, to_the_end=routed.to_the_end):
             bypass.go_on_near(await routing.last(conn))
 
     async def _admit(
@@ -280,7 +246,7 @@ class Router:
         room: int,
         reserved: int = 0,
     ) -> None:
-        self._routed_lately += routed.rows
+        self._stride.routed(routed.rows, len(routed.deliveries))
         left = sum(routed.left.values())
         if left:
             self._claimer.note_unseen()

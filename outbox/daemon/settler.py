@@ -172,7 +172,7 @@ class Settler:
             # No subscriber's answer may keep the outcomes from being written down.
             log.warning("answers.dropped", count=len(batch), error=" ".join(str(error).split())[:300])
             settled = await queue.settle(conn, [each._replace(answer=b"") for each in batch])
-        self._tally.statements[Statement.SETTLE].observe(time.monotonic() - began)
+        self._tally.took(Statement.SETTLE, time.monotonic() - began)
         for _ in batch:
             self._finished.popleft()
         self.died += sum(isinstance(attempt.outcome, Dead) for attempt in batch)

@@ -73,7 +73,7 @@ async def test_a_flood_stays_in_the_outbox_until_its_config_can_take_more(
             assert not await router.look(conn)
             assert router.is_put_off
             assert captured(contacts) == left
-            router._ahead_at = router._not_before = 0.0  # noqa: SLF001 - time has passed
+            router._stride.ahead_at = router._not_before = 0.0  # noqa: SLF001 - time has passed
             await router.look(conn)
             assert captured(contacts) < left - router_module.AHEAD_ROWS // 2
             assert leased_in(contacts) == leased

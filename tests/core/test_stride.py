@@ -1,0 +1,109 @@
+"""How many captured changes a look routes."""
+
+import pytest
+
+from outbox.core import stride
+from outbox.core.stride import DELIVERIES_AT_ONCE, FIRST_ROWS, FanOut, Stride
+
+PAUSE = 0.1
+
+
+def known(of_a_row: int) -> Stride:
+    """Return one that knows how many deliveries a change makes."""
+    found = Stride()
+    found.fan_out.note(1, of_a_row)
+    return found
+
+
+def test_few_are_routed_while_nobody_knows_how_many_configs_want_each() -> None:
+    """One change could make a thousand deliveries."""
+    assert FanOut().rows(3000) == FIRST_ROWS
+    assert FanOut().rows(3) == 3
+    assert Stride().next(0.0, 3000, ahead=500, pause=PAUSE) == FIRST_ROWS
+
+
+def test_what_a_change_makes_rises_at_once_and_falls_slowly() -> None:
+    """A route that makes too much keeps all others waiting, one that makes too little nobody."""
+    fan_out = FanOut()
+    fan_out.note(10, 10)
+    assert fan_out.rows(3000) == 3000
+    fan_out.note(1, 100)
+    assert fan_out.rows(3000) == 30
+    fan_out.note(0, 0)
+    assert fan_out.rows(3000) == 30
+    fan_out.note(100, 0)
+    assert fan_out.rows(3000) == 60
+
+
+def test_a_part_of_a_row_is_a_row() -> None:
+    """Else a change that very many want would never be routed."""
+    fan_out = FanOut()
+    fan_out.note(1, 10_000)
+    assert fan_out.rows(1) == 1
+
+
+def test_in_each_pause_so_many_are_routed_at_least() -> None:
+    """Beyond what can be leased, what was routed meanwhile counts."""
+    looks = known(1)
+    assert looks.next(0.0, 100, ahead=500, pause=PAUSE) == 500
+    looks.routed(500, 100)
+    assert looks.next(0.05, 100, ahead=500, pause=PAUSE) == 100
+    looks.routed(100, 100)
+    assert looks.next(0.11, 100, ahead=500, pause=PAUSE) == 300
+    looks.routed(300, 100)
+    assert looks.next(0.12, 2000, ahead=500, pause=PAUSE) == 2000
+    looks.routed(2000, 2000)
+    assert looks.next(0.22, 100, ahead=500, pause=PAUSE) == 100
+
+
+def test_what_is_leased_counts_as_much_as_what_is_routed() -> None:
+    """Where those who want each change take what is made, none has to be routed ahead of them."""
+    looks = known(100)
+    looks.next(0.0, 10, ahead=0, pause=PAUSE)
+    looks.routed(10, 600)
+    assert looks.next(0.11, 10, ahead=500, pause=PAUSE) == 10
+
+
+def test_a_look_that_is_cut_short_is_followed_by_the_rest() -> None:
+    """All that is to be routed ahead is, and then the pause begins."""
+    looks = known(100)
+    at_once = DELIVERIES_AT_ONCE // 100
+    given: list[int] = []
+    while not given or looks.is_cut:
+        given.append(looks.next(0.0, 10, ahead=500, pause=PAUSE))
+        looks.routed(given[-1], 0)
+    assert set(given[:-1]) == {at_once}
+    assert sum(given) == 500 + 10 * (len(given) - 1)
+    assert looks.next(0.05, 10, ahead=500, pause=PAUSE) == 10
+
+
+def test_one_that_took_long_is_followed_by_half_as_much_and_one_that_did_not_by_twice() -> None:
+    """But only where that had kept it short: a short one of little says nothing."""
+    looks = known(1)
+    asked = looks.at_once(2000)
+    looks.took(stride.LONG_SECONDS + 0.1)
+    assert looks.at_once(2000) == asked // 2
+    looks.took(stride.SHORT_SECONDS + 0.1)
+    assert looks.at_once(10) == 10
+    looks.took(0.0)
+    assert looks.at_once(2000) == asked // 2
+    looks.took(0.0)
+    assert looks.at_once(2000) == asked
+
+
+@pytest.mark.parametrize("asked", [1, 5, 2000])
+def test_one_without_an_answer_is_followed_by_an_eighth(asked: int) -> None:
+    """At least one row."""
+    looks = known(1)
+    looks.at_once(asked)
+    looks.had_no_answer()
+    assert looks.at_once(2000) == max(1, asked // stride.WITHOUT_ANSWER)
+
+
+def test_what_nobody_wanted_is_followed_at_once() -> None:
+    """Perhaps somebody wants what is behind it."""
+    looks = known(1)
+    looks.next(0.0, 1, ahead=500, pause=PAUSE)
+    looks.routed(500, 0)
+    looks.found_nothing()
+    assert looks.next(0.01, 1, ahead=500, pause=PAUSE) == 500
