@@ -44,6 +44,10 @@ class Stretch:
         """Whether it goes up to the end."""
         return self.high == TO_THE_END
 
+    def as_dense(self, rows: int, *, came_to: int) -> int:
+        """Return how many rows all of it has for others, where so many were found before a look was cut short."""
+        return max(rows, rows * self.scan // max(1, came_to - self.low))
+
 
 class Bypass:
     """Up to where one has looked behind one flood. `now` is the monotonic clock."""

@@ -4,55 +4,91 @@ No clock, no I/O.
 """
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from uuid import UUID
 
 MUCH = 0.25
-"""What part of the changes in a look a config must want for a flood. Where as much is for others, it is none either:
-passing it by would take longer than routing it."""
+"""What part of the changes a config must want for a flood. Where as much is for others, it is none either: passing it
+by would take longer than routing it."""
+
+ENOUGH_ROWS = 50
+"""So many changes tell whose flood it is. A look that brings fewer is judged together with the next ones."""
 
 A_PART_OF_MOST = 0.25
 """Of a flood's configs those take part that have room for no less than this part of what the one with the most has."""
 
-Shares = Mapping[UUID, float]
-"""The configs of a flood, each with the part of its changes that it wants; empty where there is no flood."""
 
+class Flood:
+    """Whose flood there is, by what the looks at the outbox bring; empty where there is none."""
 
-def whose(
-    found: Mapping[UUID, int],
-    *,
-    rows: int,
-    created: int,
-    says_little: bool,
-    before: Shares,
-    rooms: Mapping[UUID, int],
-    room: int,
-) -> Shares:
-    """Return whose flood it is after a look that left something: who had much in it, and no less than he had room for.
+    def __init__(self) -> None:
+        self._shares: Mapping[UUID, float] = {}
+        """What part of the changes each of its configs wants."""
+        self._forget()
 
-    `found`: how many deliveries each config was made, of those that are not governed. `rows`: the look's changes, which
-    made `created` deliveries; `says_little`: too few to tell what is behind them. `before`: the flood until then.
-    `rooms`, and `room` for the others: how many each could take.
-    """
-    if says_little:
-        return {config_id: share for config_id, share in before.items() if config_id in found}
-    flood = {
-        config_id: number / rows
-        for config_id, number in found.items()
-        if number >= rows * MUCH and (config_id in before or number >= rooms.get(config_id, room))
-    }
-    others = sum(number for config_id, number in found.items() if config_id not in flood)
-    return {} if others > created * MUCH else flood
+    def _forget(self) -> None:
+        self._found: Counter[UUID] = Counter()
+        self._rooms: Counter[UUID] = Counter()
+        self._rows = self._created = self._leasable = 0
 
+    @property
+    def configs(self) -> Collection[UUID]:
+        """Whose it is."""
+        return self._shares.keys()
 
-def rows_wanted(flood: Shares, *, slots: int, rooms: Mapping[UUID, int]) -> int:
-    """Return how many changes of a flood to route: what that of its configs can take which has the most room.
+    def over(self) -> None:
+        """Note a look after which nothing is left."""
+        self._shares = {}
+        self._forget()
 
-    Who is slow has little, and must not hold back the quick ones that want the same changes. Of those that take part no
-    more comes than there are slots. At least one.
-    """
-    room_of = {config_id: rooms.get(config_id, 0) for config_id in flood}
-    least = max(room_of.values()) * A_PART_OF_MOST
-    made = sum(flood[config_id] for config_id, room in room_of.items() if room >= least)
-    wanted = max(room / flood[config_id] for config_id, room in room_of.items())
-    return max(1, min(slots, math.ceil(wanted), math.ceil(slots / made)))
+    def looked(
+        self,
+        found: Mapping[UUID, int],
+        *,
+        rows: int,
+        created: int,
+        slots: int,
+        rooms: Mapping[UUID, int],
+        room: int,
+        enough: int,
+    ) -> None:
+        """Note a look that left something.
+
+        `found`: how many deliveries each config was made, of those that are not governed. `rows`: the look's changes,
+        which made `created` deliveries. `slots`: how many could be leased; `rooms`, and `room` for the others, of each.
+        `enough`: so many deliveries tell whose flood it is, and no more changes than that.
+        """
+        room_of = {config_id: rooms.get(config_id, room) for config_id in found}
+        self._found.update(found)
+        self._rooms.update(room_of)
+        self._rows += rows
+        self._created += created
+        self._leasable += min(slots, sum(room_of.values()))
+        if self._created >= enough and self._rows >= min(enough, ENOUGH_ROWS):
+            self._shares = self._judged()
+            self._forget()
+
+    def _judged(self) -> Mapping[UUID, float]:
+        """Return who had much, and no less than he had room for, or than could be leased of all."""
+        is_more = self._created >= self._leasable
+        shares = {
+            config_id: number / self._rows
+            for config_id, number in self._found.items()
+            if number >= self._rows * MUCH
+            and (is_more or config_id in self._shares or number >= self._rooms[config_id])
+        }
+        others = sum(number for config_id, number in self._found.items() if config_id not in shares)
+        return {} if others > self._created * MUCH else shares
+
+    def rows_wanted(self, *, slots: int, rooms: Mapping[UUID, int]) -> int:
+        """Return how many changes to route, at least one: what that of its configs can take which has the most room.
+
+        Who is slow has little, and must not hold back the quick ones that want the same changes. Of those that take
+        part no more comes than there are slots.
+        """
+        room_of = {config_id: rooms.get(config_id, 0) for config_id in self._shares}
+        least = max(room_of.values()) * A_PART_OF_MOST
+        made = sum(self._shares[config_id] for config_id, room in room_of.items() if room >= least)
+        wanted = max(room / self._shares[config_id] for config_id, room in room_of.items())
+        return max(1, min(slots, math.ceil(wanted), math.ceil(slots / made)))

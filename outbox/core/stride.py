@@ -5,8 +5,11 @@ No clock, no I/O.
 
 import math
 
-FIRST_ROWS = 50
+FIRST_ROWS = 10
 """How many rows are routed while nobody knows how many configs want each."""
+
+FORGOTTEN_ROWS = 100
+"""After about so many rows that fewer configs want, what a row makes is believed to be less."""
 
 DELIVERIES_AT_ONCE = 5_000
 """How many deliveries one route makes, and little more: all others wait for it. As many as wait in hand at most."""
@@ -15,7 +18,7 @@ LONG_SECONDS = 0.5
 """A route that took longer is followed by one of half as many rows: the database may be slow."""
 
 SHORT_SECONDS = 0.2
-"""And one that took less by one of twice as many, where that had kept it short."""
+"""And one that took less by one of twice as many, where that had kept it short. In between it is an eighth more."""
 
 WITHOUT_ANSWER = 8
 """A route without an answer is followed by one of so many times fewer rows: it may have been given up after a minute,
@@ -34,8 +37,9 @@ class FanOut:
         """Note what so many rows made."""
         if rows:
             lately = deliveries / rows
-            # It rises at once: what comes next may be as much.
-            self._of_a_row = max(lately, ((self._of_a_row or lately) + lately) / 2)
+            known = lately if self._of_a_row is None else self._of_a_row
+            # It rises at once: what comes next may be as much. It does not fall by some single changes.
+            self._of_a_row = max(lately, known + (lately - known) * min(1.0, rows / FORGOTTEN_ROWS))
 
     def rows(self, deliveries: int) -> int:
         """Return how many rows make so many deliveries."""
@@ -57,9 +61,12 @@ class Stride:
         """Whether the last look was given less than there was room for, to keep it short: the next is not put off."""
 
     def next(self, now: float, limit: int, *, ahead: int, pause: float) -> int:
-        """Return how many rows to route: `limit`, and what is missing to `ahead` of them in each `pause`."""
+        """Return how many rows to route: `limit`, and what is missing to `ahead` of them in each `pause`.
+
+        What is leased counts as well: where those who want the changes take what is made of them, nothing is missing.
+        """
         if now >= self.ahead_at:
-            self._ahead = max(0, ahead - self._taken_lately - limit)
+            self._ahead = max(0, ahead - max(0, self._taken_lately) - limit)
             self.ahead_at, self._taken_lately = now + pause, -self._ahead  # those are of the time before
         rows = self.at_once(limit + self._ahead)
         self._ahead = max(0, min(self._ahead, limit + self._ahead - rows))
@@ -73,13 +80,14 @@ class Stride:
 
     def took(self, seconds: float) -> None:
         """Note how long the look took."""
-        if seconds > LONG_SECONDS:
-            self._most = max(1, self._asked // 2)
-        elif seconds < SHORT_SECONDS and self._asked >= self._most:
-            self._most = min(NO_LIMIT, 2 * self._most)
+        if seconds > LONG_SECONDS and self._asked > 1:
+            self._most = self._asked // 2
+        elif seconds <= LONG_SECONDS and self._asked >= self._most:
+            more = self._most if seconds < SHORT_SECONDS else max(1, self._most // 8)
+            self._most = min(NO_LIMIT, self._most + more)
 
-    def routed(self, rows: int, leased: int) -> None:
-        """Note how many rows were routed, and how many of what they made was leased."""
+    def routed(self, rows: int, *, leased: int = 0) -> None:
+        """Note how many rows were routed, and how much of what they made was leased."""
         self._taken_lately += max(rows, leased)
 
     def found_nothing(self) -> None:

@@ -91,6 +91,8 @@ class Claimer:
         self.is_behind = not to_the_last
         if to_the_last:
             self._rest.claimed_all(found=number > 0)
+        elif self._intake.is_nearly_full:
+            self._rest.wait_for_room()
 
     async def _claim_onward(self) -> tuple[int, bool]:
         """Claim from the config after the cursor on; returns how many, and whether it came to the last config.

@@ -80,6 +80,11 @@ class Intake:
         """Whether a claim is worth while at once: see Buffer.is_hungry."""
         return self._buffer.is_hungry
 
+    @property
+    def is_nearly_full(self) -> bool:
+        """Whether a claim would bring few: see Buffer.is_nearly_full."""
+        return self._buffer.is_nearly_full
+
     def reserve(self, most: int) -> int:
         """Return how many slots may be used beside the routes; they are kept until `admit`, or `free`."""
         slots = self.slots

@@ -5,6 +5,10 @@ import time
 NOTHING_DUE_SECONDS = 0.1
 """Where it found nothing, it is repeated after so many seconds, unless something is known to have fallen due since."""
 
+NEARLY_FULL_SECONDS = 0.06
+"""Where a claim left next to no room, it is repeated after so many seconds, or when there is room for many: each of
+a few costs the database more."""
+
 
 class Rest:
     """The pause from one claim to the next, so that what comes in dribbles gathers.
@@ -39,6 +43,10 @@ class Rest:
         self.end()
         self.has_unseen = False
         self._began = time.monotonic()
+
+    def wait_for_room(self) -> None:
+        """Begin the pause after a claim that left next to no room."""
+        self._gathers_until = self._rests_until = self._began + NEARLY_FULL_SECONDS
 
     def claimed_all(self, *, found: bool) -> None:
         """Begin the pause after a claim that came to the last of the configs, and whether it found anything."""

@@ -11,8 +11,8 @@ from uuid import UUID
 
 import psycopg
 
-from outbox.core import flood
 from outbox.core.bypass import Bypass
+from outbox.core.flood import Flood
 from outbox.core.low_water import LowWater
 from outbox.core.stride import DELIVERIES_AT_ONCE, FanOut, Stride
 from outbox.core.tally import Statement, Tally
@@ -25,8 +25,8 @@ from outbox.postgres import routing
 from outbox.postgres.routing import Routed
 
 AHEAD_ROWS = 500
-"""Outbox rows that are routed in each AHEAD_SECONDS at least, if there are as many: a subscriber that is slow must not
-keep what he is owed in the outbox, which should be small."""
+"""Outbox rows that are routed in each AHEAD_SECONDS at least, if there are as many, and no more is leased: a subscriber
+that is slow must not keep what he is owed in the outbox, which should be small."""
 
 AHEAD_SECONDS = 0.1
 
@@ -67,7 +67,7 @@ class Router:
         self._stride = Stride()
         self._fan_out_behind = FanOut()
         self._not_before = 0.0
-        self._flood: flood.Shares = {}
+        self._flood = Flood()
         self._flood_log = FloodLog()
         self._bypass = Bypass()
         self._is_waited_for = False
@@ -79,17 +79,17 @@ class Router:
     @property
     def is_flooded(self) -> bool:
         """Whether more is captured than the configs that it is for can take, as far as one can see."""
-        return bool(self._flood)
+        return bool(self._flood.configs)
 
     @property
     def flooded(self) -> int:
         """For how many configs that is so."""
-        return len(self._flood)
+        return len(self._flood.configs)
 
     @property
     def next_look(self) -> float | None:
         """When there may be something to find though nothing rings, on the monotonic clock; None when not."""
-        if self._flood:
+        if self.is_flooded:
             return min(self._not_before, self._bypass.next_look)
         return self._doorbell.next_look
 
@@ -166,17 +166,19 @@ class Router:
             now, routed.top, routed.snapshot, low=low, to_the_end=routed.to_the_end, rows=routed.rows,
             left_to_others=routed.left_to_others,
         )  # fmt: skip
-        self._note_flood(routed, rooms, room)
-        self._flood_log.note(self._flood, now)
+        self._note_flood(routed, slots=slots, rooms=rooms, room=room)
+        self._flood_log.note(self._flood.configs, now)
+        # Where what keeps its place is waited for, what others take says nothing of how soon its turn comes.
+        self._stride.routed(routed.rows, leased=0 if self._is_waited_for else len(routed.deliveries))
         await self._admit(conn, routed, now, rooms=rooms, room=room)
-        if not routed.deliveries and not self._flood:
+        if not routed.deliveries and not self.is_flooded:
             self._stride.found_nothing()
-        return (not routed.to_the_end and not self._flood) or self._low_water.is_due(now)
+        return (not routed.to_the_end and not self.is_flooded) or self._low_water.is_due(now)
 
     def _limit(self, now: float, slots: int, rooms: Mapping[UUID, int], room: int) -> int:
         """Return how many rows to route. They may be for any config that has room; of a flood one knows for which."""
-        if self._flood:
-            limit = flood.rows_wanted(self._flood, slots=slots, rooms=rooms)
+        if self.is_flooded:
+            limit = self._flood.rows_wanted(slots=slots, rooms=rooms)
         else:
             limit = self._stride.fan_out.rows(min(slots, max(MANY_SLOTS, sum(rooms.values()) + room)))
             if slots < MANY_SLOTS:
@@ -184,27 +186,23 @@ class Router:
         pause = AHEAD_IN_ORDER_SECONDS if self._is_waited_for else AHEAD_SECONDS
         return self._stride.next(now, limit, ahead=self._rows_ahead, pause=pause)
 
-    def _note_flood(self, routed: Routed, rooms: Mapping[UUID, int], room: int) -> None:
+    def _note_flood(self, routed: Routed, *, slots: int, rooms: Mapping[UUID, int], room: int) -> None:
         """Find out whose there is more of than they can take; then the next look waits until they have room."""
-        self._flood = self._whose_flood(routed, rooms, room)
-        self._claimer.is_flooded = self.is_flooded
         if routed.to_the_end:
+            self._flood.over()
             # Not when the flood is over, which it is also while a look brings nothing of it: all would be passed again.
             self._bypass = Bypass()
             self._is_waited_for = False
-        if not self._flood or routed.top is None:
+        else:
+            self._flood.looked(
+                Counter(each.config_id for each in routed.deliveries) + Counter(routed.left), rows=routed.rows,
+                created=routed.created, slots=slots, rooms=rooms, room=room, enough=min(MANY_SLOTS, self._rows_ahead),
+            )  # fmt: skip
+        self._claimer.is_flooded = self.is_flooded
+        if not self.is_flooded or routed.top is None:
             return
         self._not_before = 0.0 if self._stride.is_cut else self._stride.ahead_at
         self._bypass.stands_at(routed.top)
-
-    def _whose_flood(self, routed: Routed, rooms: Mapping[UUID, int], room: int) -> flood.Shares:
-        if routed.to_the_end:
-            return {}
-        return flood.whose(
-            Counter(each.config_id for each in routed.deliveries) + Counter(routed.left), rows=routed.rows,
-            created=routed.created, says_little=routed.created < min(MANY_SLOTS, self._rows_ahead),
-            before=self._flood, rooms=rooms, room=room,
-        )  # fmt: skip
 
     @property
     def may_overtake(self) -> bool:
@@ -219,7 +217,7 @@ class Router:
         limit = min(OVERTAKE_ROWS, self._fan_out_behind.rows(DELIVERIES_AT_ONCE))
         try:
             routed = await routing.overtake(
-                conn, low=stretch.low, high=stretch.high, scan=stretch.scan, flood=self._flood, rows=limit,
+                conn, low=stretch.low, high=stretch.high, scan=stretch.scan, flood=self._flood.configs, rows=limit,
                 slots=slots, room=room, rooms=rooms, lease=self._intake.lease,
             )  # fmt: skip
         except BaseException:
@@ -230,7 +228,10 @@ class Router:
         self._fan_out_behind.note(routed.rows, routed.created)
         self._is_waited_for |= routed.in_order
         came_to = stretch.low if routed.top is None else routed.top
-        rows = routed.rows if routed.rows < limit else OVERTAKE_ROWS  # there may be more
+        rows = routed.rows
+        if rows == limit < OVERTAKE_ROWS:
+            rows = stretch.as_dense(rows, came_to=came_to)
+        self._stride.routed(routed.rows)
         bypass.looked(stretch, began=now, now=ended, came_to=came_to, rows=rows, to_the_end=routed.to_the_end)
         await self._admit(conn, routed, now, rooms=rooms, room=room, reserved=slots)
         if bypass.is_long(stretch, rows=rows, to_the_end=routed.to_the_end):
@@ -246,7 +247,6 @@ class Router:
         room: int,
         reserved: int = 0,
     ) -> None:
-        self._stride.routed(routed.rows, len(routed.deliveries))
         left = sum(routed.left.values())
         if left:
             self._claimer.note_unseen()

@@ -588,6 +588,23 @@ def test_who_answers_late_starts_others_meanwhile() -> None:
     assert (buffer.startable, take_all(buffer)) == (2, {1: 2})
 
 
+def test_who_is_owed_much_is_not_hungry_while_there_is_next_to_no_room() -> None:
+    """Few at a time cost the database more, each."""
+    buffer = Buffer(concurrency=100, per_config=20)
+    for _ in range(10):
+        for config in range(50):
+            buffer.put(deliveries(config, 20))
+            while buffer.take():
+                buffer.finished(UUID(int=config), timed_out=False)
+        buffer.measure(0.01)
+    for config in range(50):
+        buffer.put(deliveries(config, 90))
+    taken = [UUID(int=config) for config in range(50) for _ in range(90)]
+    buffer.note(taken, rooms={}, room=90, all_taken=False, governed=False, full=False)
+    assert sum(buffer.rooms().values()) > 3 * buffer.slots
+    assert (buffer.is_nearly_full, buffer.is_hungry) == (True, False)
+
+
 def claim_half(buffer: Buffer, hanging: int) -> None:
     """Put in hand of each that hangs what it has room for, in half of the slots; and start what may be."""
     slots, room, rooms = buffer.slots // 2, buffer.room, buffer.rooms()

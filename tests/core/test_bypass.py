@@ -134,3 +134,12 @@ def test_what_was_routed_of_a_flood_is_not_looked_at() -> None:
     walk.bypass.stands_at(MANY + 7)
     walk.last = MANY + 7
     assert [walk.look() for _ in range(3)] == [Stretch(MANY + 7, TO_THE_END, SCAN)] * 3
+
+
+def test_a_look_that_is_cut_short_is_taken_for_as_dense_as_it_was() -> None:
+    """Neither for next to nothing because it found few, nor for much: one would go on in the order of capture."""
+    stretch = Stretch(100, TO_THE_END, SCAN)
+    assert stretch.as_dense(50, came_to=150) == SCAN
+    assert stretch.as_dense(50, came_to=100 + 150 * 50) == SCAN // 150
+    assert stretch.as_dense(50, came_to=100 + 2 * SCAN) == 50
+    assert stretch.as_dense(1, came_to=100) == SCAN

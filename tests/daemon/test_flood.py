@@ -79,6 +79,28 @@ async def test_a_flood_stays_in_the_outbox_until_its_config_can_take_more(
             assert leased_in(contacts) == leased
 
 
+async def test_what_overtakes_a_flood_does_not_keep_it_in_the_outbox(
+    contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many configs want that, and lease it: what is routed ahead of a slow subscriber is as much as before."""
+    monkeypatch.setattr(router_module, "AHEAD_SECONDS", 3600.0)
+    monkeypatch.setattr(router_module, "AHEAD_ROWS", 300)
+    with Receiver(default=Hang()) as receiver:
+        add_config(contacts, receiver.url)
+        others = [add_config(contacts, receiver.url, location_id="M") for _ in range(60)]
+        add_contacts(contacts, 1, 3000)
+        contacts.execute("insert into contacts select number, 'M' from generate_series(3001, 3010) as number")
+        async with dispatching(db, allow_networks=LOOPBACK) as dispatcher:
+            router = dispatcher._fetcher._router  # noqa: SLF001
+            conn = await flood(dispatcher._fetcher)  # noqa: SLF001
+            await router.overtake(conn)
+            assert sum(leased_in(contacts, config_id) for config_id in others) > router_module.AHEAD_ROWS
+            left = captured(contacts)
+            router._stride.ahead_at = router._not_before = 0.0  # noqa: SLF001 - time has passed
+            await router.look(conn)
+            assert captured(contacts) < left - router_module.AHEAD_ROWS // 2
+
+
 async def test_a_flood_before_what_must_keep_its_place_is_routed_sooner(
     contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
