@@ -291,13 +291,15 @@ class Buffer:
     def is_hungry(self) -> bool:
         """Whether those that may be owed more have room for so many that a claim is worth while at once."""
         wanting = [lane for lane in self._lanes.values() if lane.more]
-        room = min(self.slots, sum(max(0, lane.allowance - lane.in_hand) for lane in wanting))
-        return room >= max(1, min(sum(lane.allowance for lane in wanting) // 4, self._capacity // 4))
+        room = sum(max(0, lane.allowance - lane.in_hand) for lane in wanting)
+        return not self.is_nearly_full and room >= max(
+            1, min(sum(lane.allowance for lane in wanting) // 4, self._capacity // 4)
+        )
 
     @property
     def is_nearly_full(self) -> bool:
-        """Whether there is so little room that a claim would bring few."""
-        return self.slots < self._capacity // 4
+        """Whether there is so little room that a claim would bring few, and more soon: nothing slow fills it."""
+        return self.slots < self._capacity // 4 and self._unproven < self._capacity // 2
 
     @property
     def in_hand(self) -> int:

@@ -15,6 +15,9 @@ by would take longer than routing it."""
 ENOUGH_ROWS = 50
 """So many changes tell whose flood it is. A look that brings fewer is judged together with the next ones."""
 
+MANY_ROWS = 500
+"""And so many tell that there is none, however few want them."""
+
 A_PART_OF_MOST = 0.25
 """Of a flood's configs those take part that have room for no less than this part of what the one with the most has."""
 
@@ -65,7 +68,8 @@ class Flood:
         self._rows += rows
         self._created += created
         self._leasable += min(slots, sum(room_of.values()))
-        if self._created >= enough and self._rows >= min(enough, ENOUGH_ROWS):
+        tells = self._created >= enough and self._rows >= min(enough, ENOUGH_ROWS)
+        if tells or self._rows >= MANY_ROWS:
             self._shares = self._judged()
             self._forget()
 

@@ -33,6 +33,11 @@ class FanOut:
     def __init__(self) -> None:
         self._of_a_row: float | None = None
 
+    @property
+    def is_known(self) -> bool:
+        """Whether there were any."""
+        return self._of_a_row is not None
+
     def note(self, rows: int, deliveries: int) -> None:
         """Note what so many rows made."""
         if rows:

@@ -28,6 +28,9 @@ ASSUMED_BYTES_OF_A_CLAIM = 1_000_000
 ASSUMED_BYTES_OF_A_ROUTE = 200_000
 """Bytes of a record before any was seen, for what is routed: more at a time, as most of it is leased to nobody."""
 
+MEASURED_SECONDS = 0.01
+"""Over so many seconds the pace of the configs is measured at least."""
+
 LEFT_FOR_ROUTES = 100
 """Slots that a claim leaves, of which at most a quarter, to the routes that run beside it."""
 
@@ -97,8 +100,11 @@ class Intake:
         self._reserved -= reserved
 
     def measure(self) -> None:
-        """Measure the pace of the configs since this was called last."""
+        """Measure the pace of the configs since then, unless that was just now: a few POSTs that end tell little."""
         now = time.monotonic()
+        if now - self._measured_at < MEASURED_SECONDS:
+            self._buffer.measure(0.0)
+            return
         self._buffer.measure(now - self._measured_at)
         self._measured_at = now
 

@@ -1,4 +1,4 @@
-"""Rest: when a claim is worth while again, after one that saw all there was."""
+"""Rest: when a claim is worth while again, after one that saw all there was, or left next to no room."""
 
 import time
 
@@ -13,7 +13,8 @@ a few costs the database more."""
 class Rest:
     """The pause from one claim to the next, so that what comes in dribbles gathers.
 
-    It ends when `times` the claim's duration have passed since that began: with 1 there is none. `most`: seconds.
+    After one that saw all it ends when `times` the claim's duration have passed since that began: with 1 there is none.
+    `most`: seconds.
     """
 
     def __init__(self, times: int, *, most: float) -> None:
@@ -46,7 +47,7 @@ class Rest:
 
     def wait_for_room(self) -> None:
         """Begin the pause after a claim that left next to no room."""
-        self._gathers_until = self._rests_until = self._began + NEARLY_FULL_SECONDS
+        self._gathers_until = self._rests_until = self._began + min(NEARLY_FULL_SECONDS, self._most)
 
     def claimed_all(self, *, found: bool) -> None:
         """Begin the pause after a claim that came to the last of the configs, and whether it found anything."""

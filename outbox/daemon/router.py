@@ -188,6 +188,7 @@ class Router:
 
     def _note_flood(self, routed: Routed, *, slots: int, rooms: Mapping[UUID, int], room: int) -> None:
         """Find out whose there is more of than they can take; then the next look waits until they have room."""
+        was_flooded = self.is_flooded
         if routed.to_the_end:
             self._flood.over()
             # Not when the flood is over, which it is also while a look brings nothing of it: all would be passed again.
@@ -199,6 +200,8 @@ class Router:
                 created=routed.created, slots=slots, rooms=rooms, room=room, enough=min(MANY_SLOTS, self._rows_ahead),
             )  # fmt: skip
         self._claimer.is_flooded = self.is_flooded
+        if was_flooded and not self.is_flooded:
+            self.look_at_once()
         if not self.is_flooded or routed.top is None:
             return
         self._not_before = 0.0 if self._stride.is_cut else self._stride.ahead_at
@@ -214,7 +217,8 @@ class Router:
         now, bypass = time.monotonic(), self._bypass
         stretch = bypass.next(now)
         (rooms, room), slots = self._intake.rooms(), self._intake.reserve(OVERTAKE_ROWS)
-        limit = min(OVERTAKE_ROWS, self._fan_out_behind.rows(DELIVERIES_AT_ONCE))
+        fan_out = self._fan_out_behind if self._fan_out_behind.is_known else self._stride.fan_out
+        limit = min(OVERTAKE_ROWS, fan_out.rows(DELIVERIES_AT_ONCE))
         try:
             routed = await routing.overtake(
                 conn, low=stretch.low, high=stretch.high, scan=stretch.scan, flood=self._flood.configs, rows=limit,

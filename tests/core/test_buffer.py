@@ -605,6 +605,23 @@ def test_who_is_owed_much_is_not_hungry_while_there_is_next_to_no_room() -> None
     assert (buffer.is_nearly_full, buffer.is_hungry) == (True, False)
 
 
+def test_who_is_owed_much_is_hungry_where_what_hangs_fills_the_buffer() -> None:
+    """There will not be more room soon, and what there is, is for those that are quick."""
+    buffer = Buffer(concurrency=100, per_config=20)
+    for _ in range(10):
+        buffer.put(deliveries(9999, 20))
+        while buffer.take():
+            buffer.finished(UUID(int=9999), timed_out=False)
+        buffer.measure(0.01)
+    for _ in range(50):
+        claim_half(buffer, 2000)
+    assert buffer.slots < (buffer.slots + buffer.in_hand) // 4
+    buffer.put(deliveries(9999, 1))
+    buffer.note([UUID(int=9999)], rooms={}, room=1, all_taken=False, governed=False, full=False)
+    buffer.rooms()
+    assert (buffer.is_nearly_full, buffer.is_hungry) == (False, True)
+
+
 def claim_half(buffer: Buffer, hanging: int) -> None:
     """Put in hand of each that hangs what it has room for, in half of the slots; and start what may be."""
     slots, room, rooms = buffer.slots // 2, buffer.room, buffer.rooms()

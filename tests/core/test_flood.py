@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from outbox.core.flood import ENOUGH_ROWS, Flood
+from outbox.core.flood import ENOUGH_ROWS, MANY_ROWS, Flood
 
 A, B, C, D = (UUID(int=number) for number in (1, 2, 3, 4))
 MANY = [UUID(int=number) for number in range(100, 199)]
@@ -64,6 +64,14 @@ def test_looks_of_few_rows_are_judged_together() -> None:
         config_id = (B, C)[number % 2]
         assert looked(flood, dict.fromkeys((config_id, *MANY), 1), rows=1, slots=1) == {A}
     assert looked(flood, {B: 1, C: 1} | dict.fromkeys(MANY, 2), rows=2, slots=1) == {B, C, *MANY}
+
+
+def test_it_is_over_where_nobody_wants_what_comes() -> None:
+    """So all of that is routed at once."""
+    flood = of({A: 1.0})
+    for _ in range(MANY_ROWS // 100):
+        looked(flood, {})
+    assert not flood.configs
 
 
 def test_it_is_over_when_nothing_is_left() -> None:

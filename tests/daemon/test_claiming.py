@@ -8,11 +8,13 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from outbox.core.buffer import Buffer
 from outbox.core.lane import Held
 from outbox.core.model import Attempt, Delivered, Delivery
 from outbox.daemon import rest as rest_module
 from outbox.daemon.fetcher import RECHECK_SECONDS
-from tests.daemons import add_config, add_contacts, dispatching, owed
+from outbox.postgres import routing
+from tests.daemons import add_config, add_contacts, captured, dispatching, owed
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 MORE_THAN_ROOM = 40
@@ -113,8 +115,8 @@ async def test_what_can_not_be_claimed_yet_is_not_looked_at_over_and_over(
         async with dispatching(db, poll_interval=7200.0) as dispatcher:
             fetcher = dispatcher._fetcher  # noqa: SLF001
             conn = await fetcher._link.connection()  # noqa: SLF001
-            while await fetcher._router.look(conn):  # noqa: SLF001
-                pass
+            while captured(contacts) > 1:
+                await fetcher._router.look(conn)  # noqa: SLF001
             await fetcher._turn(conn)  # noqa: SLF001
             claimer = fetcher._governed_claimer  # noqa: SLF001
             assert claimer.is_owed
@@ -165,3 +167,26 @@ async def test_what_is_fetched_after_the_stop_is_given_back(contacts: psycopg.Co
         settler.end()
         await settler.run()
     assert owed(contacts) == [("pending", 0, False)] * 3
+
+
+@pytest.mark.parametrize("is_nearly_full", [True, False])
+async def test_a_claim_that_leaves_next_to_no_room_is_not_followed_at_once(
+    contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch, *, is_nearly_full: bool
+) -> None:
+    """It would bring few. It is owed, and made soon."""
+    monkeypatch.setattr(rest_module, "NEARLY_FULL_SECONDS", 60.0)
+    monkeypatch.setattr(Buffer, "is_nearly_full", is_nearly_full)
+    monkeypatch.setattr(Buffer, "claimable", lambda *_: 2)
+    for number in range(4):
+        add_config(contacts, "http://127.0.0.1:9/", location_id=f"M{number}")
+    contacts.execute("insert into contacts select number, 'M' || number from generate_series(0, 3) as number")
+    async with dispatching(db, poll_interval=3600.0) as dispatcher:
+        claimer = dispatcher._fetcher._claimer  # noqa: SLF001
+        conn = await claimer.connect()
+        await routing.route(conn, low=0, rows=4, slots=0, room=1, rooms={}, lease=60)
+        await claimer.claim()
+        assert sum(leased for _, _, leased in owed(contacts)) == 2
+        assert claimer.is_owed
+        assert claimer.is_possible is not is_nearly_full
+        assert (claimer.next_look > time.monotonic()) is is_nearly_full
+        assert claimer.next_look < time.monotonic() + 60

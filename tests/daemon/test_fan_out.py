@@ -30,8 +30,11 @@ async def rows_of_looks(contacts: psycopg.Connection, db: str, *, forget_before:
     return [before - after for before, after in pairwise(left)]
 
 
-async def test_a_route_makes_a_bounded_number_of_deliveries(contacts: psycopg.Connection, db: str) -> None:
+async def test_a_route_makes_a_bounded_number_of_deliveries(
+    contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By what the last ones made of each change; nothing is left."""
+    monkeypatch.setattr(stride, "LONG_SECONDS", 60.0)
     for _ in range(CONFIGS):
         add_config(contacts, "http://127.0.0.1:9/", paused_at="now")
     add_contacts(contacts, 1, CHANGES)
