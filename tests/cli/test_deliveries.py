@@ -1,7 +1,6 @@
 """`outbox deliveries` shows, and `outbox replay` repeats, what was chosen, and says what it did not understand."""
 
 import json
-from collections.abc import AsyncIterator
 from uuid import UUID, uuid4
 
 import psycopg
@@ -9,27 +8,22 @@ import pytest
 
 from outbox.core.model import Dead, Delivered
 from outbox.postgres.history import DeliveryKey
-from outbox.postgres.pool import Link
 from tests.tried import add_config, attach_contacts, claim, outbox, try_all
 
 
-@pytest.fixture
-async def aconn(conn: psycopg.Connection, db: str) -> AsyncIterator[psycopg.AsyncConnection]:
-    """A daemon's connection to a database whose contacts are attached."""
+@pytest.fixture(autouse=True)
+def _contacts(conn: psycopg.Connection) -> None:
     attach_contacts(conn)
-    link = Link(db, "test")
-    yield await link.connection()
-    await link.drop()
 
 
 @pytest.fixture
-async def tried(conn: psycopg.Connection, aconn: psycopg.AsyncConnection) -> dict[str, DeliveryKey]:
+async def tried(conn: psycopg.Connection, dconn: psycopg.AsyncConnection) -> dict[str, DeliveryKey]:
     """A delivered and a dead delivery of one config."""
     add_config(conn)
     conn.execute("insert into contacts values (1, 'L', 'Zoë')")
-    [delivered] = await try_all(aconn, Delivered(), b"thanks")
+    [delivered] = await try_all(dconn, Delivered(), b"thanks")
     conn.execute("insert into contacts values (2, 'L', E'\\u009b2J')")
-    [dead] = await try_all(aconn, Dead("status 500"), b"\x1b[2Jno")
+    [dead] = await try_all(dconn, Dead("status 500"), b"\x1b[2Jno")
     return {
         "delivered": DeliveryKey(delivered.event_id, delivered.config_id),
         "dead": DeliveryKey(dead.event_id, dead.config_id),
@@ -81,12 +75,12 @@ def test_show_has_the_data_and_every_try(db: str, tried: dict[str, DeliveryKey])
     assert r'"name":"\x9b2J"' in done.stdout
 
 
-async def test_a_replay_says_how_many(db: str, tried: dict[str, DeliveryKey], aconn: psycopg.AsyncConnection) -> None:
+async def test_a_replay_says_how_many(db: str, tried: dict[str, DeliveryKey], dconn: psycopg.AsyncConnection) -> None:
     """A dry run says it first; without a state only dead ones are meant, but a named delivery or event is, in any."""
     config, event = str(tried["dead"].config_id), str(tried["delivered"].event_id)
     assert outbox(db, "replay", "--config", config, "--dry-run").stdout == "1 delivery would be replayed.\n"
     assert outbox(db, "replay", "--event", event, "--dry-run").stdout == "1 delivery would be replayed.\n"
-    assert await claim(aconn) == []
+    assert await claim(dconn) == []
     assert outbox(db, "replay", "--config", config).stdout == "Replayed 1 delivery.\n"
     assert outbox(db, "replay", "--config", config).stdout == (
         "Replayed 0 deliveries.\nOnly dead ones were looked for; others: --state delivered.\n"
@@ -94,7 +88,7 @@ async def test_a_replay_says_how_many(db: str, tried: dict[str, DeliveryKey], ac
     done = outbox(db, "replay", "--delivery", str(tried["delivered"]), "--json")
     assert {"replayed": 1, "dry_run": False, "interrupted": False}.items() <= json.loads(done.stdout).items()
     assert outbox(db, "replay", "--delivery", str(tried["delivered"])).stdout == "Replayed 0 deliveries.\n"
-    assert [(each.attempt, each.attempts_uncounted) for each in await claim(aconn)] == [(2, 1), (2, 1)]
+    assert [(each.attempt, each.attempts_uncounted) for each in await claim(dconn)] == [(2, 1), (2, 1)]
 
 
 ID = f"{UUID(int=1)}.{UUID(int=2)}"

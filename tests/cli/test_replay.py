@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -16,18 +15,13 @@ import pytest
 
 from outbox.cli import plain
 from outbox.core.model import Dead, Delivered
-from outbox.postgres.pool import Link
 from tests.daemons import eventually
 from tests.tried import add_config, attach_contacts, outbox, route, try_all
 
 
-@pytest.fixture
-async def aconn(conn: psycopg.Connection, db: str) -> AsyncIterator[psycopg.AsyncConnection]:
-    """A daemon's connection to a database whose contacts are attached."""
+@pytest.fixture(autouse=True)
+def _contacts(conn: psycopg.Connection) -> None:
     attach_contacts(conn)
-    link = Link(db, "test")
-    yield await link.connection()
-    await link.drop()
 
 
 def begin(dsn: str, *arguments: str, stderr: int = subprocess.PIPE) -> "subprocess.Popen[str]":
@@ -45,12 +39,12 @@ def pending(conn: psycopg.Connection) -> int:
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 async def test_a_signal_ends_it_after_the_batch_and_it_says_how_to_go_on(
-    conn: psycopg.Connection, aconn: psycopg.AsyncConnection, db: str, signum: int
+    conn: psycopg.Connection, dconn: psycopg.AsyncConnection, db: str, signum: int
 ) -> None:
     """What was done is counted; the command that it names does the rest, and repeats nothing that ended again since."""
     config = add_config(conn)
     conn.execute("insert into contacts select i, 'L', 'x' from generate_series(1, 30) i")
-    await try_all(aconn, Delivered())
+    await try_all(dconn, Delivered())
     first = ("--config", str(config), "--state", "delivered", "--since", "1h")
     with begin(db, *first, "--rate", "4", "--json") as replaying:
         await eventually(lambda: pending(conn) >= 4)
@@ -64,16 +58,16 @@ async def test_a_signal_ends_it_after_the_batch_and_it_says_how_to_go_on(
     said = re.search(r"with --since (\S+) --until (\S+)\.\n", err)
     assert said is not None
     assert list(said.groups()) == [report["since"], report["until"]]
-    assert len(await try_all(aconn, Delivered())) == done
+    assert len(await try_all(dconn, Delivered())) == done
     rest = outbox(db, "replay", *first[:-2], "--since", said[1], "--until", said[2])
     assert (rest.returncode, rest.stdout) == (0, f"Replayed {30 - done} deliveries.\n")
 
 
-async def test_a_pace_is_kept(conn: psycopg.Connection, aconn: psycopg.AsyncConnection, db: str) -> None:
+async def test_a_pace_is_kept(conn: psycopg.Connection, dconn: psycopg.AsyncConnection, db: str) -> None:
     """At no time have more become due than the rate times the seconds since the beginning, the current one included."""
     config = add_config(conn)
     conn.execute("insert into contacts select i, 'L', 'x' from generate_series(1, 9) i")
-    await try_all(aconn, Dead("no"))
+    await try_all(dconn, Dead("no"))
     row = conn.execute("select now()").fetchone()
     assert row is not None
     done = outbox(db, "replay", "--config", str(config), "--rate", "3")
@@ -85,12 +79,12 @@ async def test_a_pace_is_kept(conn: psycopg.Connection, aconn: psycopg.AsyncConn
 
 
 async def test_a_terminal_gets_a_bar_and_the_output_stays_clean(
-    conn: psycopg.Connection, aconn: psycopg.AsyncConnection, db: str
+    conn: psycopg.Connection, dconn: psycopg.AsyncConnection, db: str
 ) -> None:
     """On its error output, with how many of all; what is piped has JSON only."""
     config = add_config(conn)
     conn.execute("insert into contacts select i, 'L', 'x' from generate_series(1, 6) i")
-    await try_all(aconn, Dead("no"))
+    await try_all(dconn, Dead("no"))
     for more, words in (("", "3/6"), ("--missing", "Replaying")):
         terminal, its_end = pty.openpty()
         arguments = ["--config", str(config), "--rate", "3", "--json", *more.split()]
@@ -116,10 +110,10 @@ def _read_all(terminal: int) -> str:
     return shown.decode()
 
 
-async def test_what_was_never_owed_is_made(conn: psycopg.Connection, aconn: psycopg.AsyncConnection, db: str) -> None:
+async def test_what_was_never_owed_is_made(conn: psycopg.Connection, dconn: psycopg.AsyncConnection, db: str) -> None:
     """For a config that came later: a dry run counts, the second time nothing is left."""
     conn.execute("insert into contacts values (1, 'L', 'x'), (2, 'L', 'x'), (3, 'M', 'x')")
-    await route(aconn)
+    await route(dconn)
     missing = ("replay", "--missing", "--config", str(add_config(conn)))
     assert outbox(db, *missing, "--dry-run").stdout == "2 deliveries would be made.\n"
     assert outbox(db, *missing, "--record", "1").stdout == "Made 1 delivery.\n"
@@ -133,12 +127,12 @@ async def test_what_was_never_owed_is_made(conn: psycopg.Connection, aconn: psyc
 
 
 async def test_a_database_that_goes_away_costs_what_was_done_nothing(
-    conn: psycopg.Connection, aconn: psycopg.AsyncConnection, db: str
+    conn: psycopg.Connection, dconn: psycopg.AsyncConnection, db: str
 ) -> None:
     """It fails with how many had become pending, and the same command goes on."""
     config = add_config(conn)
     conn.execute("insert into contacts select i, 'L', 'x' from generate_series(1, 6) i")
-    await try_all(aconn, Dead("no"))
+    await try_all(dconn, Dead("no"))
     with begin(db, "--config", str(config), "--rate", "1") as replaying:
         await eventually(lambda: pending(conn) >= 1)
         conn.execute(

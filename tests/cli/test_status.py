@@ -1,36 +1,30 @@
 """`outbox status` tells people and programs the same numbers."""
 
 import json
-from collections.abc import AsyncIterator
 
 import psycopg
 import pytest
 
 from outbox.core.model import Dead, Delivered
-from outbox.postgres.pool import Link
 from tests.tried import add_config, attach_contacts, outbox, route, try_all
 
 
-@pytest.fixture
-async def aconn(conn: psycopg.Connection, db: str) -> AsyncIterator[psycopg.AsyncConnection]:
-    """A daemon's connection to a database whose contacts are attached."""
+@pytest.fixture(autouse=True)
+def _contacts(conn: psycopg.Connection) -> None:
     attach_contacts(conn)
-    link = Link(db, "test")
-    yield await link.connection()
-    await link.drop()
 
 
 async def test_json_has_the_numbers_and_each_config(
-    db: str, conn: psycopg.Connection, aconn: psycopg.AsyncConnection
+    db: str, conn: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """Counts are whole numbers, the age is in seconds, and each config has its last success and failure."""
     config = add_config(conn)
     conn.execute("insert into contacts values (1, 'L', 'x')")
-    await try_all(aconn, Delivered())
+    await try_all(dconn, Delivered())
     conn.execute("insert into contacts values (2, 'L', 'x')")
-    await try_all(aconn, Dead("status 500"))
+    await try_all(dconn, Dead("status 500"))
     conn.execute("insert into contacts values (3, 'L', 'x')")
-    await route(aconn)
+    await route(dconn)
     conn.execute("update outbox.deliveries set due_at = now() - interval '1 hour' where state = 'pending'")
     conn.execute("insert into contacts values (4, 'L', 'x')")
     done = outbox(db, "status", "--json")
@@ -56,12 +50,12 @@ def test_an_empty_outbox_is_all_zeros(db: str) -> None:
 
 
 async def test_people_see_a_line_for_each_config(
-    db: str, conn: psycopg.Connection, aconn: psycopg.AsyncConnection
+    db: str, conn: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """Columns are aligned, and what others wrote can not command the terminal."""
     add_config(conn)
     conn.execute("insert into contacts values (1, 'L', 'x')")
-    await try_all(aconn, Dead("bad \x1b[2J\nanswer"))
+    await try_all(dconn, Dead("bad \x1b[2J\nanswer"))
     done = outbox(db, "status")
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout

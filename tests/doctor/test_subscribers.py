@@ -1,28 +1,16 @@
 """Checks of whether anything can be sent to the configs."""
 
-from collections.abc import AsyncIterator
-
 import psycopg
-import pytest
 from cryptography.fernet import Fernet
 
 from outbox.core.finding import OK, PROBLEM, WARNING, Finding
 from outbox.doctor.subscribers import credentials, subscribers
-from outbox.postgres.pool import Link
 from outbox.secrets import SecretBox
 from outbox.settings import Settings
 from tests.daemons import LOOPBACK, add_config
 from tests.findings import only
 
 KEY, OTHER_KEY = Fernet.generate_key().decode(), Fernet.generate_key().decode()
-
-
-@pytest.fixture
-async def aconn(db: str) -> AsyncIterator[psycopg.AsyncConnection]:
-    """A connection as the checks get it."""
-    link = Link(db, "test", settings=None)
-    yield await link.connection()
-    await link.drop()
 
 
 async def test_credentials_are_read_with_the_key(aconn: psycopg.AsyncConnection, conn: psycopg.Connection) -> None:

@@ -1,6 +1,5 @@
 """Configs are stored as validated, kept right by the table itself, and what they owed goes with them."""
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from uuid import UUID
 
@@ -12,19 +11,10 @@ from outbox.core.config_rules import Value, validate
 from outbox.core.model import PostbackConfig
 from outbox.errors import OutboxError, UsageError
 from outbox.postgres import configs, signing
-from outbox.postgres.pool import Link
 from outbox.secrets import SecretBox
 
 NOWHERE = UUID(int=0)
 SECRETS = SecretBox([Fernet.generate_key().decode()])
-
-
-@pytest.fixture
-async def aconn(db: str) -> AsyncIterator[psycopg.AsyncConnection]:
-    """A connection as the commands have."""
-    link = Link(db, "test", settings=None)
-    yield await link.connection()
-    await link.drop()
 
 
 async def add(conn: psycopg.AsyncConnection, **fields: object) -> PostbackConfig:

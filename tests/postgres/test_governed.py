@@ -2,7 +2,7 @@
 
 import datetime as dt
 import re
-from collections.abc import AsyncIterator, Collection
+from collections.abc import Collection
 from typing import Any
 from uuid import UUID
 
@@ -18,14 +18,6 @@ from outbox.postgres.selection import Filter, State
 from tests.daemons import add_config, attach_contacts
 
 URL = "http://127.0.0.1/"
-
-
-@pytest.fixture
-async def aconn(db: str) -> AsyncIterator[psycopg.AsyncConnection]:
-    """A connection set up as the daemon's are."""
-    link = Link(db, "test")
-    yield await link.connection()
-    await link.drop()
 
 
 @pytest.fixture
@@ -77,66 +69,66 @@ def names(deliveries: list[Delivery]) -> list[str]:
 
 
 async def test_route_and_the_common_claim_leave_governed_configs_alone(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """What they are owed waits, due, for the claim that knows their rules; the others' goes out at once."""
     for fields in ({"strict_order": "hold"}, {"rate_limit": 5}, {"circuit_opened_at": "now"}):
         add_config(contacts, URL, **fields)
     common = add_config(contacts, URL)
     change(contacts, "a")
-    assert {each.config_id for each in await route(aconn)} == {common}
-    claimed = await queue.claim(aconn, after=UUID(int=0), slots=9, room=9, rooms={}, lease=60)
+    assert {each.config_id for each in await route(dconn)} == {common}
+    claimed = await queue.claim(dconn, after=UUID(int=0), slots=9, room=9, rooms={}, lease=60)
     assert claimed.deliveries == []
-    assert len(await claim(aconn)) == 3
+    assert len(await claim(dconn)) == 3
 
 
 @pytest.mark.parametrize("field", ["is_active", "paused_at"])
 async def test_what_is_held_is_not_claimed(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection, field: str
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection, field: str
 ) -> None:
     """A governed config that is inactive or paused sends nothing."""
     add_config(contacts, URL, strict_order="release")
     change(contacts, "a")
-    await route(aconn)
-    await governed.prepare(aconn)
+    await route(dconn)
+    await governed.prepare(dconn)
     value = False if field == "is_active" else "now"
     contacts.execute(f"update outbox.postback_configs set {field} = %s".encode(), [value])  # noqa: S608 - our own names
-    assert await claim(aconn) == []
+    assert await claim(dconn) == []
 
 
 async def test_the_changes_of_a_record_go_one_after_the_other(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """A later change waits for the end of the earlier one; other records do not wait; each settle frees the next."""
     add_config(contacts, URL, strict_order="release")
     change(contacts, "a", "b", "c")
     change(contacts, "x", record=2)
-    await route(aconn)
-    first = await claim(aconn)
+    await route(dconn)
+    first = await claim(dconn)
     assert names(first) == ["a", "x"]
-    assert await claim(aconn) == []
+    assert await claim(dconn) == []
     one = next(each for each in first if each.data and '"id":1' in each.data)
-    assert not await settle(aconn, one, Retry(300, "status 500"))
+    assert not await settle(dconn, one, Retry(300, "status 500"))
     contacts.execute("update outbox.deliveries set due_at = now() where event_id = %s", [one.event_id])
-    [again] = await claim(aconn)
+    [again] = await claim(dconn)
     assert (names([again]), again.attempt) == (["a"], 2)
-    assert await settle(aconn, again, Delivered())
-    [second] = await claim(aconn)
+    assert await settle(dconn, again, Delivered())
+    [second] = await claim(dconn)
     assert (names([second]), second.attempt, second.attempts_uncounted) == (["b"], 1, 0)
-    await settle(aconn, second, Delivered())
-    [third] = await claim(aconn)
+    await settle(dconn, second, Delivered())
+    [third] = await claim(dconn)
     assert names([third]) == ["c"]
-    assert not await settle(aconn, third, Delivered())
+    assert not await settle(dconn, third, Delivered())
 
 
 async def test_a_settle_tells_of_a_next_change_that_is_due_already(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """No claim has seen it, or it was parked for less time than the try took: somebody has to look."""
-    first = await first_claimed(contacts, aconn)
+    first = await first_claimed(contacts, dconn)
     change(contacts, "b")
-    await route(aconn)
-    assert await settle(aconn, first, Delivered())
+    await route(dconn)
+    assert await settle(dconn, first, Delivered())
 
 
 @pytest.mark.parametrize(
@@ -150,51 +142,51 @@ async def test_a_settle_tells_of_a_next_change_that_is_due_already(
     ],
 )
 async def test_a_claim_tells_whether_there_may_be_more_of_a_config(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection, fields: dict[str, Any], room: int, expected: str
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection, fields: dict[str, Any], room: int, expected: str
 ) -> None:
     """Where it got all that it was allowed: only then is there anything to look for again."""
     add_config(contacts, URL, **fields)
     for record in (1, 2):
         change(contacts, "a", record=record)
-    await route(aconn)
-    await governed.prepare(aconn)
-    found = await governed.claim_governed(aconn, after=UUID(int=0), slots=9, room=room, rooms={}, lease=60)
+    await route(dconn)
+    await governed.prepare(dconn)
+    found = await governed.claim_governed(dconn, after=UUID(int=0), slots=9, room=room, rooms={}, lease=60)
     assert found.cut_short is (expected == "cut short")
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("release", ["b"]), ("hold", [])])
 async def test_a_dead_change_releases_or_holds(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection, mode: str, expected: list[str]
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection, mode: str, expected: list[str]
 ) -> None:
     """As the config says; where it holds, a replay of the dead one sets the record going again."""
     add_config(contacts, URL, strict_order=mode)
     change(contacts, "a", "b")
-    await route(aconn)
-    [dead] = await claim(aconn)
-    await settle(aconn, dead, Dead("status 500"))
-    assert names(await claim(aconn)) == expected
+    await route(dconn)
+    [dead] = await claim(dconn)
+    await settle(dconn, dead, Dead("status 500"))
+    assert names(await claim(dconn)) == expected
     if mode == "hold":
-        assert await replay(aconn, Filter(states=[State.DEAD])) == 1
-        [revived] = await claim(aconn)
+        assert await replay(dconn, Filter(states=[State.DEAD])) == 1
+        [revived] = await claim(dconn)
         assert names([revived]) == ["a"]
-        await settle(aconn, revived, Delivered())
-        assert names(await claim(aconn)) == ["b"]
+        await settle(dconn, revived, Delivered())
+        assert names(await claim(dconn)) == ["b"]
 
 
 async def test_a_replayed_delivery_goes_before_what_is_owed_of_its_record(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """What was delivered and is replayed has its place in the order as the first time."""
-    first = await first_claimed(contacts, aconn)
-    await settle(aconn, first, Delivered())
-    assert await replay(aconn, Filter(states=[State.DELIVERED])) == 1
+    first = await first_claimed(contacts, dconn)
+    await settle(dconn, first, Delivered())
+    assert await replay(dconn, Filter(states=[State.DELIVERED])) == 1
     change(contacts, "b")
-    await route(aconn)
-    assert names(await claim(aconn)) == ["a"]
+    await route(dconn)
+    assert names(await claim(dconn)) == ["a"]
 
 
 async def test_nothing_goes_before_what_another_daemon_is_routing(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection, db: str
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection, db: str
 ) -> None:
     """An earlier change that is in an uncommitted route of another daemon is neither owed nor gone: it holds."""
     add_config(contacts, URL, strict_order="release")
@@ -203,15 +195,15 @@ async def test_nothing_goes_before_what_another_daemon_is_routing(
     other = await link.connection()
     async with other.transaction():
         await route(other, rows=1)
-        await route(aconn)
+        await route(dconn)
         assert contacts.execute("select count(*) from outbox.deliveries").fetchone() == (1,)
-        assert await claim(aconn) == []
-    assert names(await claim(aconn)) == ["a"]
+        assert await claim(dconn) == []
+    assert names(await claim(dconn)) == ["a"]
     await link.drop()
 
 
 async def test_nothing_goes_before_what_was_committed_late(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection, db: str
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection, db: str
 ) -> None:
     """It is below where the claim looks, but not while he who captured it is under way."""
     add_config(contacts, URL, strict_order="release")
@@ -221,32 +213,32 @@ async def test_nothing_goes_before_what_was_committed_late(
         assert row is not None
         hidden = (row[1], {row[0]})
         change(contacts, "a", record=2)
-        await route(aconn)
-        assert names(await claim(aconn, hidden=hidden)) == ["a"]
+        await route(dconn)
+        assert names(await claim(dconn, hidden=hidden)) == ["a"]
         change(contacts, "b", record=3)
-        await route(aconn)
+        await route(dconn)
         change(contacts, "c", record=4)
         late.commit()
-        assert await claim(aconn, hidden=hidden) == []
-    await route(aconn)
-    assert set(names(await claim(aconn))) == {"early", "b", "c"}
+        assert await claim(dconn, hidden=hidden) == []
+    await route(dconn)
+    assert set(names(await claim(dconn))) == {"early", "b", "c"}
 
 
 async def test_what_is_blocked_is_not_read_again_at_each_claim(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """A long line behind one record is put off, and still goes out in its order, each when its turn comes."""
     add_config(contacts, URL, strict_order="release")
     change(contacts, *(f"{n:02}" for n in range(20)))
-    await route(aconn)
-    [head] = await claim(aconn)
+    await route(dconn)
+    [head] = await claim(dconn)
     due = "select count(*) from outbox.deliveries where due_at <= now()"
     assert contacts.execute(due).fetchone() == (0,)
     sent = []
     while True:
         sent += names([head])
-        await settle(aconn, head, Delivered())
-        following = await claim(aconn)
+        await settle(dconn, head, Delivered())
+        following = await claim(dconn)
         if not following:
             break
         [head] = following
@@ -254,32 +246,32 @@ async def test_what_is_blocked_is_not_read_again_at_each_claim(
 
 
 async def test_a_dead_daemons_delivery_still_holds_its_record(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """Its outcome is unknown: it is repeated, at no cost to its budget, before anything that follows it."""
     add_config(contacts, URL, strict_order="release")
     change(contacts, "a", "b")
-    await route(aconn)
-    await claim(aconn)
+    await route(dconn)
+    await claim(dconn)
     contacts.execute("update outbox.deliveries set due_at = now()")
-    [again] = await claim(aconn)
+    [again] = await claim(dconn)
     assert (names([again]), again.attempt, again.attempts_uncounted) == (["a"], 2, 1)
 
 
 async def test_a_rate_limit_holds_over_all_daemons(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection, db: str
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection, db: str
 ) -> None:
     """There is one bucket: what a daemon took, no other can take; it fills with time and holds a second's worth."""
     add_config(contacts, URL, rate_limit=3)
     contacts.execute("insert into contacts (id) select i from generate_series(1, 50) as i")
-    await route(aconn)
-    await governed.prepare(aconn)
+    await route(dconn)
+    await governed.prepare(dconn)
     # In the future, so that nothing is refilled while the test runs.
     stop_the_clock = "update outbox.config_state set refilled_at = now() + interval '50 seconds', tokens = 3 + 3 * 50"
     contacts.execute(stop_the_clock)
     link = Link(db, "other")
     other = await link.connection()
-    assert len(await claim(aconn, room=2)) == 2
+    assert len(await claim(dconn, room=2)) == 2
     contacts.execute(
         "update outbox.config_state set refilled_at = now() + interval '50 seconds', tokens = tokens + 150"
     )
@@ -287,27 +279,27 @@ async def test_a_rate_limit_holds_over_all_daemons(
     contacts.execute(
         "update outbox.config_state set refilled_at = now() + interval '50 seconds', tokens = tokens + 150"
     )
-    held_back = await governed.claim_governed(aconn, after=UUID(int=0), slots=9, room=9, rooms={}, lease=60)
+    held_back = await governed.claim_governed(dconn, after=UUID(int=0), slots=9, room=9, rooms={}, lease=60)
     assert held_back.deliveries == []
     assert held_back.refilled_in is not None
     contacts.execute("update outbox.config_state set refilled_at = now() - interval '1 hour', tokens = 0")
-    assert len(await claim(aconn)) == 3
+    assert len(await claim(dconn)) == 3
     await link.drop()
 
 
 async def test_the_walk_over_many_configs_goes_on_where_it_ended(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """A claim serves some configs, the next one those behind them, until all were served."""
     configs = {add_config(contacts, URL, rate_limit=5) for _ in range(10)}
     change(contacts, "a")
-    await route(aconn)
-    await governed.prepare(aconn)
+    await route(dconn)
+    await governed.prepare(dconn)
     after: UUID | None = UUID(int=0)
     served: list[UUID] = []
     sizes = []
     while after is not None:
-        found = await governed.claim_governed(aconn, after=after, slots=99, room=9, rooms={}, lease=60, configs=4)
+        found = await governed.claim_governed(dconn, after=after, slots=99, room=9, rooms={}, lease=60, configs=4)
         served += [each.config_id for each in found.deliveries]
         sizes.append(len(found.deliveries))
         after = found.walked_to
@@ -315,33 +307,33 @@ async def test_the_walk_over_many_configs_goes_on_where_it_ended(
 
 
 async def test_an_open_circuit_lets_a_probe_through_now_and_then(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """One delivery each time, and each wait for the next is longer; nothing else is tried or counted."""
     config = add_config(contacts, URL)
     contacts.execute("insert into contacts (id) select i from generate_series(1, 50) as i")
-    await route(aconn, slots=0)
-    await circuits.note(aconn, {config: Run(failures=40, troubles=40, reason="status 503")})
-    assert await circuits.make(aconn, config, Change.OPENED, "status 503")
-    assert not await circuits.make(aconn, config, Change.OPENED, "status 503")
-    assert await claim(aconn) == []
+    await route(dconn, slots=0)
+    await circuits.note(dconn, {config: Run(failures=40, troubles=40, reason="status 503")})
+    assert await circuits.make(dconn, config, Change.OPENED, "status 503")
+    assert not await circuits.make(dconn, config, Change.OPENED, "status 503")
+    assert await claim(dconn) == []
     waits = []
     for _ in range(8):
         contacts.execute("update outbox.config_state set probe_at = now()")
-        assert len(await claim(aconn)) == 1
-        assert await claim(aconn) == []
+        assert len(await claim(dconn)) == 1
+        assert await claim(dconn) == []
         row = contacts.execute("select round(extract(epoch from probe_at - now())) from outbox.config_state").fetchone()
         waits.append(int((row or [0])[0]))
     assert waits == [5, 10, 20, 40, 80, 160, 300, 300]
     assert contacts.execute("select count(*) from outbox.deliveries where attempts = 0").fetchone() == (42,)
 
 
-async def test_each_change_is_an_event_once(contacts: psycopg.Connection, aconn: psycopg.AsyncConnection) -> None:
+async def test_each_change_is_an_event_once(contacts: psycopg.Connection, dconn: psycopg.AsyncConnection) -> None:
     """However many daemons see the reason, one makes the change, and the outbox has one row for it."""
     config = add_config(contacts, URL)
     for change_ in (Change.EXHAUSTED, Change.OPENED, Change.CLOSED, Change.RECOVERED, Change.DISABLED):
-        assert await circuits.make(aconn, config, change_, "status 503")
-        assert not await circuits.make(aconn, config, change_, "status 503")
+        assert await circuits.make(dconn, config, change_, "status 503")
+        assert not await circuits.make(dconn, config, change_, "status 503")
     rows = contacts.execute(
         "select type, resource, resource_id, location_id, data ->> 'change', data ->> 'is_active' from outbox.outbox"
     ).fetchall()
@@ -356,69 +348,69 @@ async def test_each_change_is_an_event_once(contacts: psycopg.Connection, aconn:
 
 
 async def test_who_is_told_of_configs_is_not_told_of(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """Its circuit opens like any other's, without an event that could fail in its turn."""
     config = add_config(contacts, URL, resource="postbackconfig")
-    assert await circuits.make(aconn, config, Change.OPENED, "status 429")
+    assert await circuits.make(dconn, config, Change.OPENED, "status 429")
     assert contacts.execute("select from outbox.outbox").fetchone() is None
 
 
 async def test_failures_are_counted_until_a_success(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """Over batches and daemons; a success forgets them, and a config that never failed gets no row."""
     sick, healthy = add_config(contacts, URL), add_config(contacts, URL)
     for expected in (2, 4):
-        found = await circuits.note(aconn, {sick: Run(failures=2, troubles=1), healthy: Run(succeeded=True)})
+        found = await circuits.note(dconn, {sick: Run(failures=2, troubles=1), healthy: Run(succeeded=True)})
         assert (found[sick].failures, found[sick].troubles) == (expected, expected // 2)
         assert (found[healthy].failures, found[healthy].failing_seconds) == (0, 0.0)
-    assert await circuits.failing(aconn) == {sick}
-    after = await circuits.note(aconn, {sick: Run(succeeded=True, failures=1)})
+    assert await circuits.failing(dconn) == {sick}
+    after = await circuits.note(dconn, {sick: Run(succeeded=True, failures=1)})
     assert (after[sick].failures, after[sick].troubles) == (1, 0)
-    await circuits.note(aconn, {sick: Run(succeeded=True)})
-    assert await circuits.failing(aconn) == set()
+    await circuits.note(dconn, {sick: Run(succeeded=True)})
+    assert await circuits.failing(dconn) == set()
     assert contacts.execute("select config_id, failures from outbox.config_state").fetchall() == [(sick, 0)]
 
 
 async def test_a_clock_that_was_put_back_holds_nobody(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """What was written in what is now the future is out of date: the bucket is full, and the probe is due."""
     add_config(contacts, URL, rate_limit=3)
     add_config(contacts, URL, circuit_opened_at="now")
     contacts.execute("insert into contacts (id) select i from generate_series(1, 50) as i")
-    await route(aconn)
-    await governed.prepare(aconn)
+    await route(dconn)
+    await governed.prepare(dconn)
     contacts.execute("update outbox.config_state set tokens = 0, refilled_at = now() + interval '9 days'")
     contacts.execute("update outbox.config_state set probe_at = now() + interval '9 days'")
-    assert len(await claim(aconn)) == 3 + 1
-    assert await claim(aconn) == []
+    assert len(await claim(dconn)) == 3 + 1
+    assert await claim(dconn) == []
 
 
 async def test_a_circuit_whose_probe_is_not_due_is_left_alone(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """A claim locks nothing of it: with many open circuits each claim would else write a row for each."""
     add_config(contacts, URL, circuit_opened_at="now")
     contacts.execute("insert into contacts (id) values (1)")
-    await route(aconn)
-    await governed.prepare(aconn)
+    await route(dconn)
+    await governed.prepare(dconn)
     contacts.execute("update outbox.config_state set probe_at = now() + interval '9 seconds'")
-    assert await claim(aconn) == []
+    assert await claim(dconn) == []
     assert contacts.execute("select xmax::text from outbox.config_state").fetchone() == ("0",)
 
 
 async def test_what_is_blocked_by_a_retry_is_looked_at_again_soon(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """However late the retry is: the order may be switched off meanwhile, and then nothing else would free it."""
     config = add_config(contacts, URL, strict_order="release")
     change(contacts, "a", "b")
-    await route(aconn)
-    [first] = await claim(aconn)
-    await settle(aconn, first, Retry(86_400, "status 500"))
-    assert await claim(aconn) == []
+    await route(dconn)
+    [first] = await claim(dconn)
+    await settle(dconn, first, Retry(86_400, "status 500"))
+    assert await claim(dconn) == []
     row = contacts.execute(
         "select due_at <= now() + %s * interval '1 second' from outbox.deliveries where attempts = 0",
         [governed.PARKED_SECONDS],
@@ -426,20 +418,20 @@ async def test_what_is_blocked_by_a_retry_is_looked_at_again_soon(
     assert row == (True,)
     contacts.execute("update outbox.postback_configs set strict_order = 'off', rate_limit = 9 where id = %s", [config])
     contacts.execute("update outbox.deliveries set due_at = now() where attempts = 0")
-    assert names(await claim(aconn)) == ["b"]
+    assert names(await claim(dconn)) == ["b"]
 
 
 async def test_what_waits_long_is_looked_at_less_often(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """Or a long line behind a record that stands would be written anew each minute; who is next is not put off more."""
     add_config(contacts, URL, strict_order="release")
     change(contacts, "a", "b", "c", "d")
-    await route(aconn)
-    await claim(aconn)
+    await route(dconn)
+    await claim(dconn)
     contacts.execute("update outbox.deliveries set due_at = now(), event_created_at = now() - interval '5 minutes'")
     contacts.execute("update outbox.deliveries set due_at = now() + interval '1 hour' where leased")
-    assert await claim(aconn) == []
+    assert await claim(dconn) == []
     waits = contacts.execute(
         "select width_bucket(extract(epoch from due_at - now()), array[10, 200, 301]) from outbox.deliveries "
         "where not leased order by event_id"
@@ -448,7 +440,7 @@ async def test_what_waits_long_is_looked_at_less_often(
 
 
 async def test_the_next_change_is_found_by_the_index_of_the_order(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """Also by a planner that believes that all is one record's: else each settle reads all that is owed after it."""
     config = add_config(contacts, URL, strict_order="release")
@@ -464,7 +456,7 @@ async def test_the_next_change_is_found_by_the_index_of_the_order(
         names_ = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", query.decode())))
         values: dict[str, object] = dict.fromkeys(names_, [] if arrays else 1)
         values |= {} if arrays else {"busy": [], "rooms": [], "passed": [], "after": UUID(int=0)}
-        rows = await (await aconn.execute(b"explain (costs off) " + query, values)).fetchall()
+        rows = await (await dconn.execute(b"explain (costs off) " + query, values)).fetchall()
         plans += "\n".join(line for (line,) in rows) + "\n"
     by_index = set(re.findall(r"using (deliveries_\w+) on deliveries (?:n|e)_", plans))
     assert by_index == {"deliveries_order"}

@@ -1,6 +1,5 @@
 """What became of each delivery is found by any filter, once, newest first, and without reading the history."""
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -14,19 +13,14 @@ from outbox.core.model import Dead, Delivered, Outcome, Retry
 from outbox.postgres import history
 from outbox.postgres.figures import config_health, figures
 from outbox.postgres.history import DeliveryKey
-from outbox.postgres.pool import Link
 from outbox.postgres.replay import replay
 from outbox.postgres.selection import Filter, Order, Position, State, counting, selection
 from tests.tried import add_config, attach_contacts, claim, route, try_all
 
 
-@pytest.fixture
-async def aconn(conn: psycopg.Connection, db: str) -> AsyncIterator[psycopg.AsyncConnection]:
-    """A command's connection to a database whose contacts are attached."""
+@pytest.fixture(autouse=True)
+def _contacts(conn: psycopg.Connection) -> None:
     attach_contacts(conn)
-    link = Link(db, "test", settings=None)
-    yield await link.connection()
-    await link.drop()
 
 
 async def test_each_state_is_listed_newest_first_with_its_record(

@@ -1,7 +1,6 @@
 """What a config was never owed is made once, in the order of capture, and only what it wants."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
@@ -16,13 +15,9 @@ from outbox.postgres.pool import Link
 from tests.tried import attach_contacts, claim, route, settle, try_all
 
 
-@pytest.fixture
-async def aconn(conn: psycopg.Connection, db: str) -> AsyncIterator[psycopg.AsyncConnection]:
-    """A command's connection to a database whose contacts are attached."""
+@pytest.fixture(autouse=True)
+def _contacts(conn: psycopg.Connection) -> None:
     attach_contacts(conn)
-    link = Link(db, "test", settings=None)
-    yield await link.connection()
-    await link.drop()
 
 
 def add_config(conn: psycopg.Connection, **fields: object) -> UUID:

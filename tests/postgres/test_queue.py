@@ -4,7 +4,6 @@ import datetime as dt
 import json
 import re
 from collections import Counter
-from collections.abc import AsyncIterator
 from uuid import UUID
 
 import psycopg
@@ -16,14 +15,6 @@ from outbox.postgres import queue, routing
 from outbox.postgres.pool import Link
 
 START = UUID(int=0)
-
-
-@pytest.fixture
-async def aconn(db: str) -> AsyncIterator[psycopg.AsyncConnection]:
-    """A connection set up as the daemon's are."""
-    link = Link(db, "test")
-    yield await link.connection()
-    await link.drop()
 
 
 @pytest.fixture
@@ -62,7 +53,7 @@ def owed(conn: psycopg.Connection) -> list[tuple[str, int]]:
 
 
 async def test_route_makes_one_event_and_a_delivery_for_each_config_that_wants_it(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """Location, type, activity and merchant account decide; an event that nobody wants is kept as well."""
     wanted = {add_config(contacts), add_config(contacts), add_config(contacts, location_id=None)}
@@ -72,7 +63,7 @@ async def test_route_makes_one_event_and_a_delivery_for_each_config_that_wants_i
     add_config(contacts, resource="other")
     add_config(contacts, product_transaction_id="p")
     contacts.execute("insert into contacts values (1, 'L', 'a'), (2, 'nowhere', 'b')")
-    routed, leased = await route(aconn, slots=10)
+    routed, leased = await route(dconn, slots=10)
     assert routed == 2
     assert {delivery.config_id for delivery in leased if delivery.data and '"id":1' in delivery.data} == wanted
     assert contacts.execute("select count(*) from outbox.events").fetchone() == (2,)
@@ -102,35 +93,35 @@ def left(conn: psycopg.Connection) -> list[str]:
     return [record for (record,) in conn.execute("select resource_id from outbox.outbox order by seq").fetchall()]
 
 
-async def test_what_others_want_overtakes_a_flood(contacts: psycopg.Connection, aconn: psycopg.AsyncConnection) -> None:
+async def test_what_others_want_overtakes_a_flood(contacts: psycopg.Connection, dconn: psycopg.AsyncConnection) -> None:
     """Also what a config of the flood wants that is for all locations; nothing that only it wants, or nobody."""
     flood, other = add_config(contacts), add_config(contacts, location_id="M")
     everywhere = add_config(contacts, location_id=None, on_delete=False)
     contacts.execute("insert into contacts select i, 'L', 'x' from generate_series(1, 5) i")
     contacts.execute("insert into contacts values (6, 'M', 'x'), (7, 'nowhere', 'x'), (8, null, 'x')")
     contacts.execute("delete from contacts where id = 6")
-    found = await overtake(aconn, [flood, everywhere])
+    found = await overtake(dconn, [flood, everywhere])
     assert sorted(records(found)) == sorted([(other, "6"), (everywhere, "6"), (other, "6")])
     assert left(contacts) == ["1", "2", "3", "4", "5", "7", "8"]
     assert (found.rows, found.created) == (2, 3)
-    again = await overtake(aconn, [flood, everywhere])
+    again = await overtake(dconn, [flood, everywhere])
     assert (again.rows, again.deliveries) == (0, [])
 
 
 async def test_a_config_of_a_flood_gets_nothing_of_its_own_location_before_its_time(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """Another config of that location would else have the last change of a record sent before the first."""
     flood = add_config(contacts)
     add_config(contacts, on_create=False)
     contacts.execute("insert into contacts values (1, 'L', 'x')")
     contacts.execute("delete from contacts")
-    assert (await overtake(aconn, [flood])).rows == 0
+    assert (await overtake(dconn, [flood])).rows == 0
     assert left(contacts) == ["1", "1"]
 
 
 async def test_what_cannot_be_sent_at_once_overtakes_nothing(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """It would only be read twice: paused, switched off or deleted, or part of the flood itself."""
     flood = [add_config(contacts), add_config(contacts, location_id=None)]
@@ -139,107 +130,107 @@ async def test_what_cannot_be_sent_at_once_overtakes_nothing(
     contacts.execute("update outbox.postback_configs set deleted_at = now() where id = %s", [deleted])
     add_config(contacts, is_active=False)
     contacts.execute("insert into contacts values (1, 'L', 'x'), (2, 'M', 'x')")
-    assert (await overtake(aconn, flood)).rows == 0
+    assert (await overtake(dconn, flood)).rows == 0
     assert left(contacts) == ["1", "2"]
 
 
 async def test_what_a_config_with_a_rate_limit_wants_overtakes_a_flood(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """It is not leased: the claim that knows its limit finds it."""
     flood, _ = add_config(contacts), add_config(contacts, location_id="M", rate_limit=1)
     contacts.execute("insert into contacts values (1, 'L', 'x'), (2, 'M', 'x')")
-    found = await overtake(aconn, [flood])
+    found = await overtake(dconn, [flood])
     assert (found.rows, found.created, found.deliveries, found.left) == (1, 1, [], {})
     assert left(contacts) == ["1"]
 
 
 async def test_a_route_tells_of_which_configs_it_left_something(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """For want of room or of slots; what a config may not get now is not among it."""
     first, other = add_config(contacts), add_config(contacts, location_id="M")
     add_config(contacts, rate_limit=1)
     contacts.execute("insert into contacts values (1, 'L', 'x'), (2, 'L', 'x'), (3, 'L', 'x'), (4, 'M', 'x')")
-    found = await routing.route(aconn, low=0, rows=9, slots=3, room=2, rooms={}, lease=60)
+    found = await routing.route(dconn, low=0, rows=9, slots=3, room=2, rooms={}, lease=60)
     assert records(found) == [(first, "1"), (other, "4"), (first, "2")]
     assert found.left == {first: 1}
     contacts.execute("insert into contacts values (5, 'L', 'x'), (6, 'M', 'x')")
-    found = await routing.route(aconn, low=0, rows=9, slots=0, room=2, rooms={}, lease=60)
+    found = await routing.route(dconn, low=0, rows=9, slots=0, room=2, rooms={}, lease=60)
     assert (found.deliveries, found.left) == ([], {first: 1, other: 1})
 
 
 async def test_nothing_that_a_config_with_strict_order_wants_is_overtaken(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """A change of the same record may stand before it in the flood, when the record has moved since."""
     flood, _ = add_config(contacts), add_config(contacts, location_id="M")
     strict = add_config(contacts, location_id=None, strict_order="hold")
     contacts.execute("insert into contacts values (1, 'L', 'x'), (2, 'M', 'x')")
-    found = await overtake(aconn, [flood])
+    found = await overtake(dconn, [flood])
     assert (found.rows, found.in_order) == (0, True)
     contacts.execute("update outbox.postback_configs set deleted_at = now() where id = %s", [strict])
-    found = await overtake(aconn, [flood])
+    found = await overtake(dconn, [flood])
     assert (found.rows, found.in_order) == (1, False)
 
 
 async def test_a_look_behind_a_flood_goes_on_where_the_last_one_came_to(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """As far as it looked; or, where it found as many as it may take, as far as it took."""
     flood, other = add_config(contacts), add_config(contacts, location_id="M")
     contacts.execute("insert into contacts select i, (array['L', 'M'])[1 + (i + 1) % 2] from generate_series(1, 9) i")
-    first = await overtake(aconn, [flood], scan=6, rows=2)
+    first = await overtake(dconn, [flood], scan=6, rows=2)
     assert records(first) == [(other, "2"), (other, "4")]
-    second = await overtake(aconn, [flood], scan=2, rows=2, low=first.top or 0)
+    second = await overtake(dconn, [flood], scan=2, rows=2, low=first.top or 0)
     assert records(second) == [(other, "6")]
-    third = await overtake(aconn, [flood], scan=6, rows=2, low=second.top or 0)
+    third = await overtake(dconn, [flood], scan=6, rows=2, low=second.top or 0)
     assert records(third) == [(other, "8")]
-    fourth = await overtake(aconn, [flood], low=third.top or 0)
+    fourth = await overtake(dconn, [flood], low=third.top or 0)
     assert (fourth.rows, fourth.top) == (0, None)
     assert left(contacts) == ["1", "3", "5", "7", "9"]
 
 
 async def test_a_look_behind_a_flood_takes_nothing_above_where_it_is_to_end(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """What is there was looked at already, and is the flood's or somebody's whose place it keeps."""
     flood, other = add_config(contacts), add_config(contacts, location_id="M")
     contacts.execute("insert into contacts select i, (array['L', 'M'])[1 + (i + 1) % 2] from generate_series(1, 9) i")
-    found = await overtake(aconn, [flood], high=await routing.last(aconn) - 4)
+    found = await overtake(dconn, [flood], high=await routing.last(dconn) - 4)
     assert records(found) == [(other, "2"), (other, "4")]
     assert found.to_the_end
 
 
 async def test_the_last_number_is_that_of_whoever_has_taken_one(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection, db: str
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection, db: str
 ) -> None:
     """Whether he commits or not."""
-    before = await routing.last(aconn)
+    before = await routing.last(dconn)
     contacts.execute("insert into contacts values (1, 'L')")
     with psycopg.connect(db) as slow:
         slow.execute("insert into contacts values (2, 'L'), (3, 'L')")
-        assert await routing.last(aconn) == before + 3
+        assert await routing.last(dconn) == before + 3
         slow.rollback()
-    assert await routing.last(aconn) == before + 3
+    assert await routing.last(dconn) == before + 3
 
 
 async def test_what_is_below_the_mark_is_known_by_its_lowest(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection, db: str
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection, db: str
 ) -> None:
     """What is not committed is not there yet."""
-    before = await routing.last(aconn)
-    assert await routing.lowest(aconn, up_to=before + 3) is None
+    before = await routing.last(dconn)
+    assert await routing.lowest(dconn, up_to=before + 3) is None
     with psycopg.connect(db) as late:
         late.execute("insert into contacts values (1, 'L')")
         contacts.execute("insert into contacts values (2, 'L'), (3, 'L')")
-        assert await routing.lowest(aconn, up_to=before + 1) is None
-        assert await routing.lowest(aconn, up_to=before + 3) == before + 2
-    assert await routing.lowest(aconn, up_to=before + 3) == before + 1
+        assert await routing.lowest(dconn, up_to=before + 1) is None
+        assert await routing.lowest(dconn, up_to=before + 3) == before + 2
+    assert await routing.lowest(dconn, up_to=before + 3) == before + 1
 
 
 async def test_a_route_tells_what_another_daemon_is_routing(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection, db: str
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection, db: str
 ) -> None:
     """The lowest of it, up to where the route came: that may be there again when the other daemon dies. If asked."""
     add_config(contacts)
@@ -248,7 +239,7 @@ async def test_a_route_tells_what_another_daemon_is_routing(
 
     async def look(rows: int, *, tell_left: bool = True) -> tuple[int | None, int | None]:
         routed = await routing.route(
-            aconn, low=0, rows=rows, slots=0, room=10, rooms={}, lease=60, tell_left=tell_left
+            dconn, low=0, rows=rows, slots=0, room=10, rooms={}, lease=60, tell_left=tell_left
         )  # fmt: skip
         return routed.top, routed.left_to_others
 
@@ -262,92 +253,92 @@ async def test_a_route_tells_what_another_daemon_is_routing(
     assert await look(1) == (None, None)
 
 
-async def test_ids_sort_in_the_order_of_capture(contacts: psycopg.Connection, aconn: psycopg.AsyncConnection) -> None:
+async def test_ids_sort_in_the_order_of_capture(contacts: psycopg.Connection, dconn: psycopg.AsyncConnection) -> None:
     """The order of the ids is the order in which the changes were captured."""
     contacts.execute("insert into contacts select i, 'L', 'x' from generate_series(1, 300) i")
-    await route(aconn)
+    await route(dconn)
     rows = contacts.execute("select resource_id::int from outbox.events order by id").fetchall()
     assert [row[0] for row in rows] == list(range(1, 301))
 
 
 async def test_route_leases_no_more_than_there_are_slots_and_room(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """What is not leased is due at once, and a claim gets the rest."""
     add_config(contacts)
     add_config(contacts)
     contacts.execute("insert into contacts select i, 'L', 'x' from generate_series(1, 5) i")
-    _, leased = await route(aconn, slots=3, room=2)
+    _, leased = await route(dconn, slots=3, room=2)
     assert len(leased) == 3
-    assert len(await claim(aconn)) == 7
+    assert len(await claim(dconn)) == 7
 
 
 async def test_claim_takes_at_most_its_room_of_each_config_and_nothing_twice(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """A config that owes much does not keep another's deliveries waiting."""
     big = add_config(contacts)
     contacts.execute("insert into contacts select i, 'L', 'x' from generate_series(1, 50) i")
-    await route(aconn)
+    await route(dconn)
     small = add_config(contacts)
     contacts.execute("insert into contacts values (51, 'L', 'x'), (52, 'L', 'x')")
-    await route(aconn)
-    first = await claim(aconn, room=3)
+    await route(dconn)
+    first = await claim(dconn, room=3)
     assert Counter(delivery.config_id for delivery in first) == {big: 3, small: 2}
-    second = await claim(aconn, room=100)
+    second = await claim(dconn, room=100)
     assert len(second) == 49
     assert not {(d.event_id, d.config_id) for d in first} & {(d.event_id, d.config_id) for d in second}
 
 
 @pytest.mark.parametrize(("column", "value"), [("is_active", False), ("paused_at", "now"), ("deleted_at", "now")])
 async def test_claim_leaves_what_is_held(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection, column: str, value: object
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection, column: str, value: object
 ) -> None:
     """What an inactive, paused or deleted config owes is not sent."""
     config = add_config(contacts)
     contacts.execute("insert into contacts values (1, 'L', 'x')")
-    await route(aconn)
+    await route(dconn)
     contacts.execute(f"update outbox.postback_configs set {column} = %s where id = %s".encode(), [value, config])  # noqa: S608 - our own names
-    assert await claim(aconn) == []
+    assert await claim(dconn) == []
 
 
 @pytest.mark.parametrize("outcome", [Delivered(), Retry(300, "status 500"), Dead("status 500")])
 async def test_a_late_settle_changes_nothing(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection, outcome: Outcome
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection, outcome: Outcome
 ) -> None:
     """Who lost the lease settles nothing, on acknowledge, retry and death alike; the try is logged all the same."""
     add_config(contacts)
     contacts.execute("insert into contacts values (1, 'L', 'x')")
-    _, [late] = await route(aconn, slots=1)
+    _, [late] = await route(dconn, slots=1)
     contacts.execute("update outbox.deliveries set due_at = now()")
-    [current] = await claim(aconn)
+    [current] = await claim(dconn)
     before = contacts.execute("select * from outbox.deliveries").fetchall()
-    assert await settle(aconn, late, outcome) == 1
+    assert await settle(dconn, late, outcome) == 1
     assert contacts.execute("select * from outbox.deliveries").fetchall() == before
-    assert await settle(aconn, current, outcome) == 0
+    assert await settle(dconn, current, outcome) == 0
     assert owed(contacts) == {"Delivered": [], "Retry": [("pending", 2)], "Dead": [("dead", 2)]}[type(outcome).__name__]
     assert contacts.execute("select count(*) from outbox.attempts").fetchone() == (2,)
 
 
-async def test_release_gives_back_untried(contacts: psycopg.Connection, aconn: psycopg.AsyncConnection) -> None:
+async def test_release_gives_back_untried(contacts: psycopg.Connection, dconn: psycopg.AsyncConnection) -> None:
     """A released delivery is due at once, with the same number for its next try."""
     add_config(contacts)
     contacts.execute("insert into contacts values (1, 'L', 'x')")
-    _, [leased] = await route(aconn, slots=1)
-    assert await queue.release(aconn, [leased]) == 1
-    assert await queue.release(aconn, [leased]) == 0
-    assert await claim(aconn) == [leased]
+    _, [leased] = await route(dconn, slots=1)
+    assert await queue.release(dconn, [leased]) == 1
+    assert await queue.release(dconn, [leased]) == 0
+    assert await claim(dconn) == [leased]
 
 
-async def test_every_config_has_its_turn(contacts: psycopg.Connection, aconn: psycopg.AsyncConnection) -> None:
+async def test_every_config_has_its_turn(contacts: psycopg.Connection, dconn: psycopg.AsyncConnection) -> None:
     """Claims that begin after the config served last reach all of them, whatever the planner knows of the tables."""
     wanted = {add_config(contacts) for _ in range(40)}
     contacts.execute("insert into contacts select i, 'L', 'x' from generate_series(1, 20) i")
-    await route(aconn)
+    await route(dconn)
     served = Counter[UUID]()
     after = START
     for _ in range(16):
-        claimed = await queue.claim(aconn, after=after, slots=10, room=4, rooms={}, lease=60)
+        claimed = await queue.claim(dconn, after=after, slots=10, room=4, rooms={}, lease=60)
         ids = [delivery.config_id for delivery in claimed.deliveries]
         assert ids == sorted(ids)
         served.update(ids)
@@ -356,20 +347,20 @@ async def test_every_config_has_its_turn(contacts: psycopg.Connection, aconn: ps
 
 
 async def test_a_claim_finds_the_same_whoever_was_served_before(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """Configs that were just served are steps of the walk, those between them are found by the index, none is left."""
     configs = sorted(add_config(contacts) for _ in range(9))
     contacts.execute("insert into contacts select i, 'L', 'x' from generate_series(1, 3) i")
-    await route(aconn)
+    await route(dconn)
     contacts.execute("delete from outbox.deliveries where config_id = any (%s)", [configs[3:5]])
     for served in ([], configs, configs[::2], configs[:1], configs[4:6], configs[-1:], [UUID(int=2**128 - 2)]):
         for after in (START, configs[2], configs[3]):
-            await aconn.execute("begin")
+            await dconn.execute("begin")
             found = await queue.claim(
-                aconn, after=after, slots=99, room=2, rooms=dict.fromkeys(served, 1), lease=60, since={}
+                dconn, after=after, slots=99, room=2, rooms=dict.fromkeys(served, 1), lease=60, since={}
             )
-            await aconn.execute("rollback")
+            await dconn.execute("rollback")
             assert [each.config_id for each in found.deliveries] == [
                 config
                 for config in configs
@@ -379,37 +370,37 @@ async def test_a_claim_finds_the_same_whoever_was_served_before(
 
 
 async def test_a_claim_looks_at_a_served_config_from_where_it_came(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """What is due at the same moment as the last that was claimed is still found."""
     config = add_config(contacts)
     contacts.execute("insert into contacts select i, 'L', 'x' from generate_series(1, 6) i")
-    await route(aconn)
+    await route(dconn)
     contacts.execute(
         "with numbered as (select event_id, row_number() over (order by event_id) as n from outbox.deliveries) "
         "update outbox.deliveries as d set due_at = now() - interval '1 hour' + n.n / 3 * interval '1 minute' "
         "from numbered as n where d.event_id = n.event_id"
     )
-    first = await queue.claim(aconn, after=START, slots=99, room=3, rooms={}, lease=60)
+    first = await queue.claim(dconn, after=START, slots=99, room=3, rooms={}, lease=60)
     assert first.reached.keys() == {config}
-    assert await queue.release(aconn, first.deliveries[:1], after=-3600) == 1
-    second = await queue.claim(aconn, after=START, slots=99, room=3, rooms={config: 9}, lease=60, since=first.reached)
+    assert await queue.release(dconn, first.deliveries[:1], after=-3600) == 1
+    second = await queue.claim(dconn, after=START, slots=99, room=3, rooms={config: 9}, lease=60, since=first.reached)
     assert len(second.deliveries) == 3
-    assert len((await queue.claim(aconn, after=START, slots=99, room=3, rooms={}, lease=60)).deliveries) == 1
+    assert len((await queue.claim(dconn, after=START, slots=99, room=3, rooms={}, lease=60)).deliveries) == 1
 
 
 async def test_what_a_try_brought_is_kept_to_the_letter(
-    contacts: psycopg.Connection, aconn: psycopg.AsyncConnection
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """Whatever a subscriber answers. Only what is no text in PostgreSQL is replaced, and an empty answer is none."""
     add_config(contacts)
     answers = [b'{"a": ["\\"x\\\\", NULL]}', b"NULL", b"\\", b'"', b"a,b}{ \t\r\n'", "ö😀".encode(), b"\xff\0", b""]
     contacts.execute("insert into contacts select i, 'L', 'x' from generate_series(1, %s) i", [len(answers)])
-    _, leased = await route(aconn, slots=len(answers))
+    _, leased = await route(dconn, slots=len(answers))
     at = dt.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=dt.timezone(dt.timedelta(hours=5, minutes=45)))
     retry = Retry(300, 'status 500: \ud800 "\\')
     attempts = [Attempt(each, retry, 500, answer, 5, at) for each, answer in zip(leased, answers, strict=True)]
-    assert not (await queue.settle(aconn, attempts)).lost
+    assert not (await queue.settle(dconn, attempts)).lost
     kept = contacts.execute(
         "select answer, error, at, event_created_at from outbox.attempts order by event_id"
     ).fetchall()

@@ -1,7 +1,7 @@
 """What is replayed goes out again as it was, with a fresh budget and a counter that goes on, never twice at once."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import timedelta
@@ -21,13 +21,9 @@ from tests.tried import add_config, attach_contacts, claim, route, settle, try_a
 BOTH = Filter(states=REPLAYABLE)
 
 
-@pytest.fixture
-async def aconn(conn: psycopg.Connection, db: str) -> AsyncIterator[psycopg.AsyncConnection]:
-    """A command's connection to a database whose contacts are attached."""
+@pytest.fixture(autouse=True)
+def _contacts(conn: psycopg.Connection) -> None:
     attach_contacts(conn)
-    link = Link(db, "test", settings=None)
-    yield await link.connection()
-    await link.drop()
 
 
 def owed(conn: psycopg.Connection) -> list[tuple[Any, ...]]:
