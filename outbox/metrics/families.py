@@ -47,7 +47,8 @@ OF_DISPATCHING = (
     Family(
         "outbox_deliveries_given_back_total",
         Kind.COUNTER,
-        "Deliveries given back untried: paused meanwhile, not begun in time, drained, no key for their credentials.",
+        "Deliveries given back untried: paused meanwhile, not begun in time, drained, no key for their credentials, no "
+        "file descriptors, no proxy.",
     ),
     Family(
         "outbox_attempts_total",
@@ -127,7 +128,11 @@ OF_DISPATCHING = (
 OF_THE_DATABASE = (
     Family("outbox_unrouted", Kind.GAUGE, "Captured changes that no daemon has taken yet."),
     Family("outbox_pending", Kind.GAUGE, "Deliveries still to be made, whatever they wait for."),
-    Family("outbox_due", Kind.GAUGE, "Of these, the ones that could be sent now; none of an open circuit."),
+    Family(
+        "outbox_due",
+        Kind.GAUGE,
+        "Of these, the ones that are due now, those that wait for a rate limit too; none of an open circuit.",
+    ),
     Family("outbox_held", Kind.GAUGE, "Of these, the ones of paused and inactive configs."),
     Family("outbox_dead", Kind.GAUGE, "Deliveries that are out of tries, and kept."),
     Family(

@@ -26,7 +26,7 @@ class Figures:
     pending: int
     """Deliveries still to be made: due, waiting for their next try, in hand just now, or held."""
     due: int
-    """Of these, the ones that could be sent now and wait only for a daemon. Not those of an open circuit."""
+    """Of these, the ones that are due now, those that wait for a rate limit too; none of an open circuit."""
     held: int
     """Of these, the ones of paused and inactive configs."""
     dead: int

@@ -1,4 +1,4 @@
-"""The alert rules and the dashboard of deploy/ speak of metrics that there are, with labels that they have."""
+"""The alert rules and the dashboard of deploy/ speak of metrics there are, the runbook of each alert and warning."""
 
 import json
 import re
@@ -10,7 +10,8 @@ from outbox.core.tally import Tally
 from outbox.metrics import page
 from outbox.metrics.families import FAMILIES, Kind
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
 FILES = ["prometheus/alerts.yaml", "grafana/outbox.json"]
 OF_PROMETHEUS = {"job", "instance"}
 
@@ -55,3 +56,26 @@ def test_the_dashboard_is_one() -> None:
     panels = json.loads((DEPLOY / "grafana/outbox.json").read_text(encoding="utf-8"))["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels) >= 10
     assert all(panel["title"] and all(target["expr"] for target in panel["targets"]) for panel in panels)
+
+
+def test_each_alert_says_what_to_do() -> None:
+    """It has a description, and a section of the runbook with its name, where its runbook_url leads."""
+    rules = (DEPLOY / "prometheus/alerts.yaml").read_text(encoding="utf-8").split("- alert: ")[1:]
+    alerts = [rule.split("\n", 1)[0] for rule in rules]
+    runbook = (ROOT / "docs/runbook.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (Outbox\w+)$", runbook, re.MULTILINE) == alerts
+    for alert, rule in zip(alerts, rules, strict=True):
+        assert "description: " in rule, alert
+        assert f"runbook_url: docs/runbook.md#{alert.lower()}\n" in rule
+
+
+def test_the_runbook_tells_of_each_warning() -> None:
+    """Whatever the program logs as a warning or an error stands in the table of events, and each of these is logged."""
+    source = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "outbox").rglob("*.py")))
+    warned = set(re.findall(r'\blog\.(?:warning|error|exception)\(\s*"(\w+\.\w+)"', source))
+    assert len(warned) >= 10
+    runbook = (ROOT / "docs/runbook.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.*) \| (?:info|warning|error|error, warning) \|", runbook, re.MULTILINE)
+    told = {event for row in rows for event in re.findall(r"`(\w+\.\w+)`", row)}
+    assert warned - told == set()
+    assert {event for event in told if f'"{event}"' not in source} == set()
