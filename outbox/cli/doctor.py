@@ -11,28 +11,18 @@ from outbox.core.finding import Finding, Level
 from outbox.doctor.examination import examine
 from outbox.settings import Settings
 
-_SETTINGS = (
-    "dsn",
-    "concurrency",
-    "max_in_flight_per_config",
-    "poll_interval",
-    "request_timeout",
-    "drain_timeout",
-    "workers",
-    "secret_key",
-    *options.DESTINATIONS,
-)
 _COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.PROBLEM: "red"}
 
 
 @click.command()
-@options.settings(*_SETTINGS)
+@options.settings(*options.DAEMON)
 @options.as_json
 def doctor(settings: Settings, *, as_json: bool) -> None:
     """Examine the database, the capture, the queue, the configs and these settings. It changes nothing.
 
     Each line is ok, a warning or a problem, with what to do. Exits 1 when there is a problem. Run it where the daemon
-    runs, with the daemon's settings: it looks at what a daemon with them would meet.
+    runs, with the daemon's settings: it looks at what a daemon with them would meet. OUTBOX_SECRET_KEY and OUTBOX_PROXY
+    are read from the environment only.
     """
     found = options.run_async(examine(settings))
     counts = Counter(finding.level for finding in found)

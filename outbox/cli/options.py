@@ -25,6 +25,26 @@ DESTINATIONS = ("allow_networks", "deny_networks", "allow_ports", "require_https
 """The settings of where may be posted to."""
 WAY_OUT = (*DESTINATIONS, "ca_file", "client_certificate", "proxy")
 """The settings of whoever posts."""
+DAEMON = (
+    "dsn",
+    "concurrency",
+    "max_in_flight_per_config",
+    "poll_interval",
+    "request_timeout",
+    "drain_timeout",
+    "workers",
+    *WAY_OUT,
+    "secret_key",
+    "listen",
+    "metrics_configs",
+    "tracing",
+    "min_attempt_interval",
+    "disable_after",
+    "retention",
+    "retention_dead",
+    "log_level",
+)
+"""The settings of a daemon."""
 
 DEFAULT_LISTEN = ("127.0.0.1", 8080)
 """Host and port of whoever serves the API."""
@@ -33,8 +53,13 @@ Command = Callable[..., Any]
 T = TypeVar("T")
 
 
-def settings(*names: str, required: tuple[str, ...] = ("dsn",)) -> Callable[[Command], Command]:
-    """Give a command the options of these settings, and itself a `settings: Settings` argument instead of them."""
+def settings(
+    *names: str, required: tuple[str, ...] = ("dsn",), texts: Mapping[str, str] | None = None
+) -> Callable[[Command], Command]:
+    """Give a command the options of these settings, and itself a `settings: Settings` argument instead of them.
+
+    `texts`: the help of settings that mean something of their own here.
+    """
     if "dsn" in names:
         names = ("dsn", "pooling", *(name for name in names if name != "dsn"))
     shown = [name for name in names if not settings_.BY_NAME[name].metadata["secret"]]
@@ -49,7 +74,7 @@ def settings(*names: str, required: tuple[str, ...] = ("dsn",)) -> Callable[[Com
 
         for name in reversed(shown):
             meta = settings_.BY_NAME[name].metadata
-            text = meta["help"] + (f" Default: {meta['default']}." if meta["default"] else "")
+            text = (texts or {}).get(name, meta["help"]) + (f" Default: {meta['default']}." if meta["default"] else "")
             wrapper = click.option(
                 f"--{name.replace('_', '-')}",
                 name,

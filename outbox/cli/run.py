@@ -14,29 +14,9 @@ from outbox.daemon.workers import REPORT_TO, REPORTS_FROM, WITH_PARENT, end_with
 from outbox.errors import OutboxError, UsageError
 from outbox.settings import Settings
 
-_SETTINGS = (
-    "dsn",
-    "concurrency",
-    "max_in_flight_per_config",
-    "poll_interval",
-    "request_timeout",
-    "drain_timeout",
-    "workers",
-    *options.WAY_OUT,
-    "secret_key",
-    "listen",
-    "metrics_configs",
-    "tracing",
-    "min_attempt_interval",
-    "disable_after",
-    "retention",
-    "retention_dead",
-    "log_level",
-)
-
 
 @click.command()
-@options.settings(*_SETTINGS)
+@options.settings(*options.DAEMON)
 @click.option("--until-empty", is_flag=True, help="Work off what is due and exit: 0, or 1 when a delivery died.")
 @click.option("--serve", is_flag=True, help="Serve the HTTP API too, on 127.0.0.1:8080 unless OUTBOX_LISTEN is set.")
 @click.option(WITH_PARENT, is_flag=True, hidden=True)
@@ -47,8 +27,9 @@ def run(
 ) -> None:
     """Dispatch: route what was captured, send it, settle it, until SIGTERM, SIGINT or SIGHUP.
 
-    The daemon never changes the schema; it refuses one that it does not know. OUTBOX_SECRET_KEY is read from the
-    environment only.
+    The daemon never changes the schema; it refuses one that it does not know. OUTBOX_SECRET_KEY, the
+    keys that encrypt what configs keep secret, and OUTBOX_PROXY, a forward proxy for all POSTs
+    (http://user:password@host:port), are read from the environment only.
     """
     logs.configure(level=settings.log_level, with_context=serve)
     _calm_the_collector()

@@ -19,12 +19,14 @@ log = structlog.get_logger("outbox")
 
 @click.command()
 @options.settings(
-    "dsn", "secret_key", "min_attempt_interval", "listen", "metrics_configs", "log_level", *options.DESTINATIONS
-)
+    "dsn", "secret_key", "min_attempt_interval", "listen", "metrics_configs", "log_level", *options.DESTINATIONS,
+    texts={"listen": "host:port of the API, /livez, /readyz and /metrics. Default: 127.0.0.1:8080."},
+)  # fmt: skip
 def serve(settings: Settings) -> None:
     """Serve the HTTP API, on 127.0.0.1:8080 unless OUTBOX_LISTEN says otherwise, until SIGTERM, SIGINT or SIGHUP.
 
-    It dispatches nothing: that is `outbox run`, and `outbox run --serve` is both in one process.
+    It dispatches nothing: that is `outbox run`, and `outbox run --serve` is both in one process. OUTBOX_SECRET_KEY,
+    the keys that encrypt what configs keep secret, is read from the environment only.
     """
     logs.configure(level=settings.log_level, with_context=True)
     options.run_async(_serve(settings))

@@ -5,7 +5,7 @@ All daemons and workers do it, one at a time. Nothing here ends the daemon, and 
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import psycopg
 import structlog
@@ -36,6 +36,7 @@ class Housekeeper:
         )
         self._prune_at = time.monotonic()
         self._refused: set[str] = set()
+        self._differences: Sequence[str] = ()
 
     async def keep_house(self) -> None:
         """Do it, for ever. What fails is logged and done the next time."""
@@ -55,9 +56,12 @@ class Housekeeper:
     async def once(self) -> None:
         """Do what is to be done now. Raises ElsewhereError and what the database raises."""
         conn = await self._link.connection()
-        fits = not migrations.differences(await migrations.applied(conn), migrations.known_migrations())
-        self._schema_fits(fits)
-        if not fits:
+        differences = migrations.differences(await migrations.applied(conn), migrations.known_migrations())
+        self._schema_fits(not differences)
+        if differences:
+            if differences != self._differences:
+                log.warning("schema.differs", differences=differences, hint="until then no house is kept here")
+                self._differences = differences
             return
         if made := await housekeeping.make_partitions(conn):
             log.info("partitions.made", count=made)

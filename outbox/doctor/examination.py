@@ -89,12 +89,15 @@ async def _look(check: Check, patient: Patient) -> list[Finding]:
             await patient.db.execute(f"set local statement_timeout = '{STATEMENT_TIMEOUT}s'".encode())
             return await check.look(patient)
     except (psycopg.Error, *TRANSIENT) as error:
-        return [
-            Finding(
-                check.name, WARNING, f"Could not be checked: {_words(error)}",
-                "Run it as a role that may read this; the other checks do not depend on it.",
-            )
-        ]  # fmt: skip
+        return [Finding(check.name, WARNING, f"Could not be checked: {_words(error)}", _advice(error))]
+
+
+def _advice(error: Exception) -> str:
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        return "Run it as a role that may read this; the other checks do not depend on it."
+    if isinstance(error, psycopg.errors.QueryCanceled):
+        return f"It took more than {STATEMENT_TIMEOUT} s: the database is busy. Try again."
+    return "Try again; the other checks do not depend on it."
 
 
 async def _has_ledger(conn: psycopg.AsyncConnection) -> bool:
@@ -126,6 +129,7 @@ def _words(error: Exception) -> str:
 # In the order of the report: first what the others build upon.
 CHECKS = (
     Check("settings", Needs.NOTHING, lambda p: host.settings_fit(p.settings)),
+    Check("way out", Needs.NOTHING, lambda p: host.way_out(p.settings)),
     Check("open files", Needs.NOTHING, lambda p: host.open_files(p.settings)),
     Check("database", Needs.DATABASE, lambda p: server.database(p.db)),
     Check("schema", Needs.DATABASE, lambda p: server.schema(p.db)),

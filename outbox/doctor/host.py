@@ -1,10 +1,17 @@
 """Checks of the settings, and of the host on which they are to hold."""
 
+import asyncio
+import importlib.util
 import os
 import resource
 
 from outbox.core.finding import OK, PROBLEM, WARNING, Finding
-from outbox.settings import Settings
+from outbox.errors import UsageError
+from outbox.http.sender import Sender
+from outbox.settings import Proxy, Settings
+
+CONNECT_WITHIN = 5.0
+"""Seconds for a connection to the proxy."""
 
 OTHER_FILES = 64
 """Open files of a daemon that are no subscriber's connection: the database, the log, the loop, the API."""
@@ -59,3 +66,42 @@ async def open_files(settings: Settings, *, limit: int | None = None) -> list[Fi
             f"Where the daemon is started: ulimit -n {enough}, or LimitNOFILE={enough} in its systemd unit.",
         )
     ]  # fmt: skip
+
+
+async def way_out(settings: Settings) -> list[Finding]:
+    """Whether the files that POSTs need can be read, the proxy is there, and what spans need is installed."""
+    found = []
+    try:
+        Sender.of(settings)
+    except UsageError as error:
+        found.append(Finding("way out", PROBLEM, f"No daemon starts: {error}", "Correct the setting or the file."))
+    if settings.proxy is not None and (fault := await _unreachable(settings.proxy)):
+        found.append(
+            Finding(
+                "way out", PROBLEM,
+                f"The proxy {settings.proxy.host}:{settings.proxy.port} of OUTBOX_PROXY can not be reached: {fault}. "
+                "Nothing is sent; what is due is given back untried.",
+                "See that it runs, and that it lets this host connect.",
+            )
+        )  # fmt: skip
+    if settings.tracing and importlib.util.find_spec("opentelemetry") is None:
+        found.append(
+            Finding(
+                "way out", PROBLEM, "No daemon starts: OUTBOX_TRACING needs OpenTelemetry, which is not installed.",
+                "Install outbox with its extra `otel`, or leave OUTBOX_TRACING off.",
+            )
+        )  # fmt: skip
+    through = "Directly." if settings.proxy is None else f"By the proxy {settings.proxy.host}:{settings.proxy.port}."
+    return found or [Finding("way out", OK, through)]
+
+
+async def _unreachable(proxy: Proxy) -> str | None:
+    try:
+        async with asyncio.timeout(CONNECT_WITHIN):
+            _, writer = await asyncio.open_connection(proxy.host, proxy.port)
+    except TimeoutError:
+        return f"no connection within {CONNECT_WITHIN:g} s"
+    except OSError as error:
+        return (os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)).lower()
+    writer.close()
+    return None

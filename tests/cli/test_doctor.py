@@ -73,7 +73,7 @@ def test_a_database_that_can_not_be_reached_is_a_problem_of_the_report() -> None
     """The rest that needs no database is told as well."""
     done = outbox(NOWHERE, "doctor")
     assert (done.returncode, done.stderr) == (1, "")
-    assert [line.split()[0] for line in done.stdout.splitlines()[:3]] == ["ok", "ok", "problem"]
+    assert [line.split()[0] for line in done.stdout.splitlines()[:4]] == ["ok", "ok", "ok", "problem"]
 
 
 @pytest.mark.parametrize(

@@ -162,3 +162,19 @@ async def test_purging_takes_turns_with_the_rest(empty_db: str) -> None:
         )
         async with housekeeping.turn(other):
             assert await housekeeping.make_partitions(one) == 16
+
+
+async def test_a_schema_of_another_version_is_told_of_once(empty_db: str) -> None:
+    """A newer outbox has migrated: no house is kept until this daemon is replaced, and the log says why."""
+    await migrate(empty_db)
+    fits: list[bool] = []
+    keeper = Housekeeper(Settings(dsn=empty_db), fits.append)
+    with psycopg.connect(empty_db, autocommit=True) as conn:
+        conn.execute("insert into outbox.migrations (version, name, checksum) values (99, 'x', repeat('0', 64))")
+    with structlog.testing.capture_logs() as lines:
+        await keeper.once()
+        await keeper.once()
+    await keeper.close()
+    [told] = [line for line in lines if line["event"] == "schema.differs"]
+    assert "version 99" in told["differences"][0]
+    assert fits == [False, False]

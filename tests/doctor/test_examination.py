@@ -60,11 +60,33 @@ async def test_a_connection_that_is_lost_costs_one_check(db: str, monkeypatch: p
     assert list(dict.fromkeys(each.check for each in found)) == [check.name for check in examination.CHECKS]
 
 
+@pytest.mark.parametrize(
+    ("statement", "advice"),
+    [("select pg_sleep(5)", "busy"), ("select * from pg_authid", "role")],
+    ids=["slow", "denied"],
+)
+async def test_what_could_not_be_checked_says_why(
+    db: str, monkeypatch: pytest.MonkeyPatch, statement: str, advice: str
+) -> None:
+    """A role that may not is not what is wrong where the database is slow."""
+
+    async def asks(patient: examination.Patient) -> list[Finding]:
+        await patient.db.execute("set local role pg_monitor")
+        await patient.db.execute(statement.encode())
+        return []
+
+    monkeypatch.setattr(examination, "STATEMENT_TIMEOUT", 1)
+    monkeypatch.setattr(examination, "CHECKS", (examination.Check("x", examination.Needs.DATABASE, asks),))
+    [found] = await examination.examine(Settings(dsn=db))
+    assert found.advice is not None
+    assert advice in found.advice
+
+
 async def test_without_a_database_the_other_checks_are_made() -> None:
     """That it can not be reached is told once."""
     found = await examination.examine(Settings(dsn="postgresql://127.0.0.1:1/nowhere"))
     assert [(each.check, each.level) for each in found] == [
-        ("settings", OK), ("open files", OK), ("database", PROBLEM),
+        ("settings", OK), ("way out", OK), ("open files", OK), ("database", PROBLEM),
     ]  # fmt: skip
     assert "cannot be reached" in found[-1].message
 

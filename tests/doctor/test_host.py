@@ -1,13 +1,16 @@
 """Checks of the settings and of the host."""
 
+import asyncio
+import importlib.util
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from outbox.core.finding import OK, PROBLEM, WARNING
-from outbox.doctor.host import open_files, settings_fit
-from outbox.settings import Settings
+from outbox.doctor.host import open_files, settings_fit, way_out
+from outbox.settings import Proxy, Settings
 from tests.findings import only
 
 
@@ -30,3 +33,29 @@ async def test_settings_that_do_not_fit_each_other_are_a_warning(settings: dict[
 async def test_too_few_open_files_look_like_subscribers_that_fail(limit: int, level: str) -> None:
     """Fewer than the slots is a problem; with fewer than twice that, none may be kept for the next POST."""
     assert only(await open_files(Settings(concurrency=200), limit=limit)).level == level
+
+
+async def test_files_that_no_daemon_can_read_are_a_problem(tmp_path: Path) -> None:
+    """With the words that `outbox run` has for them."""
+    assert only(await way_out(Settings())).level is OK
+    missing = tmp_path / "ca.pem"
+    found = only(await way_out(Settings(ca_file=missing)))
+    assert (found.level, str(missing) in found.message) == (PROBLEM, True)
+
+
+async def test_a_proxy_that_is_not_there_is_a_problem() -> None:
+    """Nothing is sent meanwhile, and no try tells of it."""
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    settings = Settings(proxy=Proxy(host, port))
+    async with server:
+        assert only(await way_out(settings)).level is OK
+    found = only(await way_out(settings))
+    assert (found.level, "connection refused" in found.message) == (PROBLEM, True)
+
+
+async def test_tracing_without_its_extra_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon would not start."""
+    assert only(await way_out(Settings(tracing=True))).level is OK
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert only(await way_out(Settings(tracing=True))).level is PROBLEM

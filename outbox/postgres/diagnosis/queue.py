@@ -156,7 +156,7 @@ left join lateral (
     order by a.at desc limit 1 offset %(failing)s::int - 1
 ) as failed on true
 where c.deleted_at is null and (
-    owed.count > 0 or (
+    owed.count > 0 or c.disabled_at is not null or (
         failed.at is not null and not exists (
             select from outbox.attempts as a
             where a.config_id = c.id and a.outcome = 'delivered' and a.at >= failed.at
@@ -187,12 +187,12 @@ group by c.resource order by c.resource
 
 
 async def configs(conn: AsyncConnection, *, failing: int = FAILING) -> list[Finding]:
-    """Which configs only fail, hold back a debt, or watch what nobody captures."""
+    """Which configs only fail, were switched off for it, hold back a debt, or watch what nobody captures."""
     held, failed = [], []
     asked = {"most": _COUNTED, "failing": failing, "days": _DAYS, "shown": _READ}
     for row in await rows(conn, _CONFIGS, asked):
         name = f"{row['id']} ({row['url']})"
-        if row["owed"]:
+        if row["owed"] or row["disabled_at"]:
             count = f"{row['owed']} or more" if row["owed"] == _COUNTED else str(row["owed"])
             state = (
                 f"switched off since {row['disabled_at']:%Y-%m-%d %H:%M %Z} ({row['disabled_reason']})"

@@ -14,8 +14,9 @@ from outbox.postgres.pool import Link
 
 OLDEST_VERSION = 15
 
-CONNECTIONS = 5
-"""That one process of the daemon keeps: fetch, claim, settle, listen, and housekeeping now and then."""
+CONNECTIONS = 6
+"""That one process of the daemon keeps: fetch, claim, settle, listen, the figures of /metrics where it listens, and
+housekeeping now and then. The API's come on top."""
 
 LEAST_STATEMENT_TIMEOUT = 10.0
 """Seconds that a statement of the daemon may take on a busy server."""
