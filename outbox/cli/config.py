@@ -255,7 +255,12 @@ def secret(settings: Settings, config_id: UUID, *, action: str | None, overlap: 
 @_id
 @options.as_json
 def test(settings: Settings, config_id: UUID, *, as_json: bool) -> None:
-    """Send an example delivery now and show the answer. It is marked `webhook-test: 1`, and nothing is recorded."""
+    """Send an example delivery now and show the answer. It is marked `webhook-test: 1`, and nothing is recorded.
+
+    It goes the daemon's way, so give it the daemon's settings. OUTBOX_SECRET_KEY, the keys that encrypt what configs
+    keep secret, and OUTBOX_PROXY, a forward proxy for all POSTs (http://user:password@host:port), are read from the
+    environment only.
+    """
     subscription = _run(settings, lambda conn: configs.get(conn, config_id))
     result, duration_ms = options.run_async(_send_example(subscription, settings))
     acknowledged = isinstance(judge(result, tries=1, number_of_attempts=1, attempt_interval=0), Delivered)

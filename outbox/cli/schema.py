@@ -69,9 +69,12 @@ def attach(
     columns: str | None,
     condition: str | None,
 ) -> None:
-    """Capture each change of TABLE as an event of the resource. Again on the same table: an update of its options.
+    """Capture each change of TABLE as an event of the resource.
 
     TABLE is named as in SQL: public.contacts. It may be partitioned; it needs a primary key or another unique key.
+
+    Again on the same table: all options anew. One that is not named has its default, so without --columns all columns
+    are sent. Where `outbox doctor` advises to attach again, it prints the whole command.
     """
     attachment = options.run_async(
         _attach(

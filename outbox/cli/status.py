@@ -32,7 +32,7 @@ def status(settings: Settings, *, as_json: bool) -> None:
             ("dead", f"{found.dead} (outbox deliveries --state dead)" if found.dead else "0"),
             ("configs", str(found.configs)),
             ("open circuits", f"{found.open_circuits} (they get probes only)" if found.open_circuits else "0"),
-            ("disabled", f"{found.disabled} (did nothing but fail: outbox doctor)" if found.disabled else "0"),
+            ("disabled", f"{found.disabled} (did nothing but fail: outbox config list)" if found.disabled else "0"),
         ]
     )
     if configs:

