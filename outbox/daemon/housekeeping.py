@@ -60,7 +60,10 @@ class Housekeeper:
         self._schema_fits(not differences)
         if differences:
             if differences != self._differences:
-                log.warning("schema.differs", differences=differences, hint="until then no house is kept here")
+                log.warning(
+                    "schema.differs", differences=differences,
+                    hint="this daemon goes on sending, keeps no house, and would not start again",
+                )  # fmt: skip
                 self._differences = differences
             return
         if made := await housekeeping.make_partitions(conn):
