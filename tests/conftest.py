@@ -6,7 +6,7 @@ One server per run, shared by all workers of xdist; one database per worker, emp
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import psycopg
@@ -14,7 +14,7 @@ import pytest
 
 from outbox.demo.embedded import Binaries, EmbeddedPostgres, EmbeddedPostgresError, embedded_binaries
 from outbox.postgres.migrations import migrate
-from outbox.postgres.pool import Link
+from outbox.postgres.pool import Link, connected
 from tests.servers import Emptier, RunServer, StartServer, chosen_binaries, fresh_database, installed_binaries
 
 _RUN_SERVER = pytest.StashKey[RunServer]()
@@ -99,23 +99,16 @@ def conn(db: str) -> Iterator[psycopg.Connection]:
 @pytest.fixture
 async def dconn(db: str) -> AsyncIterator[psycopg.AsyncConnection]:
     """A connection to `db`, set up as the daemon's are."""
-    async with linked(db) as opened:
-        yield opened
+    link = Link(db, "test")
+    yield await link.connection()
+    await link.drop()
 
 
 @pytest.fixture
 async def aconn(db: str) -> AsyncIterator[psycopg.AsyncConnection]:
     """A connection to `db`, as the commands have it."""
-    async with linked(db, settings=None) as opened:
+    async with connected(db, "test") as opened:
         yield opened
-
-
-@asynccontextmanager
-async def linked(dsn: str, **options: Any) -> AsyncIterator[psycopg.AsyncConnection]:  # noqa: ANN401 - those of Link
-    """Give the connection of a link."""
-    link = Link(dsn, "test", **options)
-    yield await link.connection()
-    await link.drop()
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """A flood: more is captured for some than they can take. It stays in the outbox, and others' changes pass it by."""
 
 import asyncio
+import contextlib
 from collections import Counter
+from collections.abc import AsyncIterator
 from uuid import UUID
 
 import psycopg
@@ -12,6 +14,7 @@ from outbox.core import bypass
 from outbox.daemon import router as router_module
 from outbox.daemon.fetcher import Fetcher
 from outbox.daemon.intake import BYTES_IN_HAND
+from outbox.daemon.router import Router
 from outbox.settings import Settings
 from tests.daemons import (
     LOOPBACK,
@@ -55,6 +58,13 @@ async def flood(fetcher: Fetcher) -> psycopg.AsyncConnection:
     return conn
 
 
+@contextlib.asynccontextmanager
+async def flooded(db: str) -> AsyncIterator[tuple[Router, psycopg.AsyncConnection]]:
+    """Give a router that has met a flood, and the connection of its looks."""
+    async with dispatching(db, allow_networks=LOOPBACK) as dispatcher:
+        yield dispatcher._fetcher._router, await flood(dispatcher._fetcher)  # noqa: SLF001
+
+
 async def test_a_flood_stays_in_the_outbox_until_its_config_can_take_more(
     contacts: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,9 +100,7 @@ async def test_what_overtakes_a_flood_does_not_keep_it_in_the_outbox(
         others = [add_config(contacts, receiver.url, location_id="M") for _ in range(60)]
         add_contacts(contacts, 1, 3000)
         contacts.execute("insert into contacts select number, 'M' from generate_series(3001, 3010) as number")
-        async with dispatching(db, allow_networks=LOOPBACK) as dispatcher:
-            router = dispatcher._fetcher._router  # noqa: SLF001
-            conn = await flood(dispatcher._fetcher)  # noqa: SLF001
+        async with flooded(db) as (router, conn):
             await router.overtake(conn)
             assert sum(leased_in(contacts, config_id) for config_id in others) > router_module.AHEAD_ROWS
             left = captured(contacts)
@@ -128,9 +136,7 @@ async def test_what_stands_behind_a_flood_is_leased(
         add_contacts(contacts, 1, 3000)
         late.execute("insert into contacts values (5001, 'M')")
         add_contacts(contacts, 6000, 1000)
-        async with dispatching(db, allow_networks=LOOPBACK) as dispatcher:
-            router = dispatcher._fetcher._router  # noqa: SLF001
-            conn = await flood(dispatcher._fetcher)  # noqa: SLF001
+        async with flooded(db) as (router, conn):
             contacts.execute("insert into contacts values (5002, 'M')")
             for number in range(1000):
                 if leased_in(contacts, other) == 2:
@@ -158,9 +164,7 @@ async def test_what_comes_last_behind_a_long_flood_is_looked_at_before_what_is_i
         contacts.execute("insert into contacts values (2001, 'M')")
         add_contacts(contacts, 2002, 2000)
         contacts.execute("insert into contacts values (5000, 'N')")
-        async with dispatching(db, allow_networks=LOOPBACK) as dispatcher:
-            router = dispatcher._fetcher._router  # noqa: SLF001
-            conn = await flood(dispatcher._fetcher)  # noqa: SLF001
+        async with flooded(db) as (router, conn):
             await router.overtake(conn)
             await router.overtake(conn)
             assert (leased_in(contacts, between), leased_in(contacts, last)) == (0, 1)

@@ -9,7 +9,7 @@ import pytest
 from outbox.core.activity import Look, Tries, totals
 from outbox.core.model import Dead, Delivered, Retry
 from outbox.postgres import activity, figures
-from outbox.postgres.pool import Link
+from outbox.postgres.pool import Link, connected
 from tests.tried import add_config, attach_contacts, claim, route, settle
 
 TRIED = """
@@ -23,9 +23,8 @@ from generate_series(1, %(count)s)
 async def aconn(conn: psycopg.Connection, db: str) -> AsyncIterator[psycopg.AsyncConnection]:
     """A connection as `outbox top` has it, to a database whose contacts are attached."""
     attach_contacts(conn)
-    link = Link(db, "command", settings=figures.SETTINGS)
-    yield await link.connection()
-    await link.drop()
+    async with connected(db, "command", settings=figures.SETTINGS) as opened:
+        yield opened
 
 
 def add_contacts(conn: psycopg.Connection, *ids: int, location: str = "L") -> None:
