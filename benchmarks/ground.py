@@ -8,13 +8,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
 
 import psycopg
 
 from benchmarks import debt, stage
 from outbox.cli.options import run_async
-from outbox.core.model import Attempt, Delivered
+from outbox.core.model import NO_CONFIG, Attempt, ConfigId, Delivered
 from outbox.demo.contacts import DDL
 from outbox.demo.embedded import EmbeddedPostgres
 from outbox.postgres import queue, routing
@@ -110,13 +109,13 @@ async def _take_turns(compared: Sequence[Ground], samples: int) -> None:
         await link.drop()
 
 
-def _starts(ground: Ground) -> list[UUID]:
+def _starts(ground: Ground) -> list[ConfigId]:
     """Return after which configs a claim finds all that it asks for."""
-    rows = ground.conn.execute("select distinct config_id from outbox.deliveries order by 1").fetchall()
-    return [UUID(int=0), *(config for (config,) in rows[: -SLOTS // ground.room])]
+    rows = ground.conn.execute("select distinct config_id::text from outbox.deliveries order by 1").fetchall()
+    return [NO_CONFIG, *(config for (config,) in rows[: -SLOTS // ground.room])]
 
 
-async def _time_once(conn: psycopg.AsyncConnection, ground: Ground, after: UUID) -> tuple[float, float, float]:
+async def _time_once(conn: psycopg.AsyncConnection, ground: Ground, after: ConfigId) -> tuple[float, float, float]:
     await conn.execute("begin")
     try:
         begun = time.perf_counter()

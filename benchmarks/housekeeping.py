@@ -23,7 +23,7 @@ import psycopg
 
 from benchmarks import stage
 from outbox.cli.options import run_async
-from outbox.core.model import Attempt, Delivered, Delivery
+from outbox.core.model import NO_CONFIG, Attempt, Delivered, Delivery
 from outbox.postgres import queue, retention
 from outbox.postgres.pool import Link
 from outbox.postgres.retention import Fate, Report
@@ -115,7 +115,7 @@ class Scene:
 
 
 def _delivery() -> Delivery:
-    return Delivery(str(uuid.uuid4()), uuid.UUID(int=1), 1, 0, datetime.now(UTC), 1, "CREATE", "contact", "{}")
+    return Delivery(str(uuid.uuid4()), NO_CONFIG, 1, 0, datetime.now(UTC), 1, "CREATE", "contact", "{}")
 
 
 async def _round(dsn: str, conn: psycopg.Connection) -> tuple[float, int, dict[str, tuple[Waits, Waits]]]:

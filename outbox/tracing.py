@@ -44,7 +44,7 @@ class Tracing:
         attributes: dict[str, str | int] = {
             "http.request.method": "POST",
             "outbox.event_id": delivery.webhook_id,
-            "outbox.config_id": str(delivery.config_id),
+            "outbox.config_id": delivery.config_id,
             "outbox.attempt": delivery.attempt,
             "outbox.resource": delivery.resource or "",
             "outbox.type": delivery.type or "",

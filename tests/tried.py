@@ -8,7 +8,7 @@ from uuid import UUID
 
 import psycopg
 
-from outbox.core.model import Attempt, Delivery, Outcome
+from outbox.core.model import NO_CONFIG, Attempt, Delivery, Outcome
 from outbox.postgres import queue, routing
 
 
@@ -36,7 +36,7 @@ async def route(conn: psycopg.AsyncConnection) -> int:
 
 async def claim(conn: psycopg.AsyncConnection) -> list[Delivery]:
     """Lease all that is due, in the order of capture."""
-    claimed = await queue.claim(conn, after=UUID(int=0), slots=10_000, room=10_000, rooms={}, lease=60)
+    claimed = await queue.claim(conn, after=NO_CONFIG, slots=10_000, room=10_000, rooms={}, lease=60)
     return sorted(claimed.deliveries, key=lambda delivery: delivery.event_id)
 
 

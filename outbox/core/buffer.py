@@ -7,9 +7,9 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from uuid import UUID
 
 from outbox.core.lane import QUICK_SECONDS, Held, Lane
+from outbox.core.model import ConfigId
 from outbox.core.slots import QUICK, SLOW, TIMED_OUT, UNKNOWN, Standing
 from outbox.core.turns import Turns
 
@@ -66,14 +66,14 @@ class Buffer:
         self._concurrency = concurrency
         self._per_config = min(per_config, concurrency)
         self._capacity = concurrency + AHEAD
-        self._lanes: dict[UUID, Lane] = {}
+        self._lanes: dict[ConfigId, Lane] = {}
         self._turns = Turns(concurrency)
-        self._limits: dict[UUID, int] = {}
-        self._timed_out: dict[UUID, int] = {}
+        self._limits: dict[ConfigId, int] = {}
+        self._timed_out: dict[ConfigId, int] = {}
         """Configs whose last POST timed out, with the number of its start."""
-        self._answered: dict[UUID, float] = {}
+        self._answered: dict[ConfigId, float] = {}
         """Configs that are known to be quick and have nothing in hand, with the time of the last answer."""
-        self.failing: AbstractSet[UUID] = frozenset()
+        self.failing: AbstractSet[ConfigId] = frozenset()
         """Configs whose last try failed, whoever made it: of whom nothing else is known, they are taken for slow."""
         self._clock = 0.0
         self._marked_at = 0.0
@@ -171,7 +171,7 @@ class Buffer:
                 self._place(lane, SLOW)
         self._marked_at = self._clock
 
-    def rooms(self) -> dict[UUID, int]:
+    def rooms(self) -> dict[ConfigId, int]:
         """Return how many more may be claimed of each config that has something in hand, or had lately."""
         rooms = {}
         look_ahead = LOOK_AHEAD if self._others_keep_up else LOOK_AHEAD_ALONE
@@ -185,7 +185,7 @@ class Buffer:
             rooms |= dict.fromkeys(self._answered, min(self._per_config, self.slots))
         return rooms
 
-    def claimable(self, rooms: Mapping[UUID, int]) -> int:
+    def claimable(self, rooms: Mapping[ConfigId, int]) -> int:
         """Return how many one claim may bring at most, with these rooms.
 
         It may be for configs of which nothing is known yet, and all of them hang: so no more than half of what may wait
@@ -207,7 +207,7 @@ class Buffer:
                 self._unproven += 1
             self._turns.queue(lane)
 
-    def _new_lane(self, config_id: UUID) -> Lane:
+    def _new_lane(self, config_id: ConfigId) -> Lane:
         limit, answered_at = self._limits.get(config_id, self._per_config), self._answered.pop(config_id, -math.inf)
         if config_id in self._timed_out:
             standing = TIMED_OUT
@@ -230,7 +230,7 @@ class Buffer:
             self._turns.queue(lane)
         return held
 
-    def finished(self, config_id: UUID, *, timed_out: bool | None, seconds: float = 0.0) -> bool:
+    def finished(self, config_id: ConfigId, *, timed_out: bool | None, seconds: float = 0.0) -> bool:
         """Give back the slot of a delivery that `take` gave. Returns whether its config wants more to be claimed.
 
         `timed_out` is None when nothing was sent: then it says nothing of the subscriber. `seconds`: how long it took.
@@ -260,9 +260,9 @@ class Buffer:
 
     def note(
         self,
-        claimed: Iterable[UUID],
+        claimed: Iterable[ConfigId],
         *,
-        rooms: Mapping[UUID, int],
+        rooms: Mapping[ConfigId, int],
         room: int,
         all_taken: bool,
         governed: bool,
@@ -345,6 +345,6 @@ class Buffer:
         return len(self._timed_out)
 
     @property
-    def config_ids(self) -> list[UUID]:
+    def config_ids(self) -> list[ConfigId]:
         """The configs that have something waiting."""
         return [config_id for config_id, lane in self._lanes.items() if lane.waiting]

@@ -7,9 +7,8 @@ traffic. The first success closes it. What fails for days and does nothing else 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from uuid import UUID
 
-from outbox.core.model import Attempt, Dead, Delivered, FailureKind
+from outbox.core.model import Attempt, ConfigId, Dead, Delivered, FailureKind
 
 OPENS_AFTER = 30
 """Troubles in a row that open a circuit."""
@@ -76,16 +75,18 @@ def together(earlier: Run, later: Run) -> Run:
     )
 
 
-def runs(attempts: Iterable[Attempt]) -> dict[UUID, Run]:
+def runs(attempts: Iterable[Attempt]) -> dict[ConfigId, Run]:
     """Return what finished tries say of each config. A try that had nothing to send says nothing."""
-    found: dict[UUID, Run] = {}
+    found: dict[ConfigId, Run] = {}
     for attempt in attempts:
         if attempt.failure is FailureKind.MISSING:
             continue
         config_id = attempt.delivery.config_id
         before = found.get(config_id, _NOTHING)
         if isinstance(attempt.outcome, Delivered):
-            if not before.succeeded or before.failures:
+            if before is _NOTHING:
+                found[config_id] = _SUCCESS
+            elif not before.succeeded or before.failures:
                 found[config_id] = replace(before, succeeded=True, failures=0, troubles=0)
             continue
         found[config_id] = replace(
@@ -99,6 +100,7 @@ def runs(attempts: Iterable[Attempt]) -> dict[UUID, Run]:
 
 
 _NOTHING = Run()
+_SUCCESS = Run(succeeded=True)
 
 
 def _is_trouble(status: int | None) -> bool:

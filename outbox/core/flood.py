@@ -6,7 +6,8 @@ No clock, no I/O.
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping
-from uuid import UUID
+
+from outbox.core.model import ConfigId
 
 MUCH = 0.25
 """What part of the changes a config must want for a flood. Where as much is for others, it is none either: passing it
@@ -26,17 +27,17 @@ class Flood:
     """Whose flood there is, by what the looks at the outbox bring; empty where there is none."""
 
     def __init__(self) -> None:
-        self._shares: Mapping[UUID, float] = {}
+        self._shares: Mapping[ConfigId, float] = {}
         """What part of the changes each of its configs wants."""
         self._forget()
 
     def _forget(self) -> None:
-        self._found: Counter[UUID] = Counter()
-        self._rooms: Counter[UUID] = Counter()
+        self._found: Counter[ConfigId] = Counter()
+        self._rooms: Counter[ConfigId] = Counter()
         self._rows = self._created = self._leasable = 0
 
     @property
-    def configs(self) -> Collection[UUID]:
+    def configs(self) -> Collection[ConfigId]:
         """Whose it is."""
         return self._shares.keys()
 
@@ -47,12 +48,12 @@ class Flood:
 
     def looked(
         self,
-        found: Mapping[UUID, int],
+        found: Mapping[ConfigId, int],
         *,
         rows: int,
         created: int,
         slots: int,
-        rooms: Mapping[UUID, int],
+        rooms: Mapping[ConfigId, int],
         room: int,
         enough: int,
     ) -> None:
@@ -73,7 +74,7 @@ class Flood:
             self._shares = self._judged()
             self._forget()
 
-    def _judged(self) -> Mapping[UUID, float]:
+    def _judged(self) -> Mapping[ConfigId, float]:
         """Return who had much, and no less than he had room for, or than could be leased of all."""
         is_more = self._created >= self._leasable
         shares = {
@@ -85,7 +86,7 @@ class Flood:
         others = sum(number for config_id, number in self._found.items() if config_id not in shares)
         return {} if others > self._created * MUCH else shares
 
-    def rows_wanted(self, *, slots: int, rooms: Mapping[UUID, int]) -> int:
+    def rows_wanted(self, *, slots: int, rooms: Mapping[ConfigId, int]) -> int:
         """Return how many changes to route, at least one: what that of its configs can take which has the most room.
 
         Who is slow has little, and must not hold back the quick ones that want the same changes. Of those that take

@@ -8,7 +8,8 @@ found a little later.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
+
+from outbox.core.model import ConfigId
 
 LAG = 0.5
 """Seconds by which marks trail."""
@@ -23,7 +24,7 @@ class Marks:
     """A mark for each config, by due_at. `now` is the monotonic clock."""
 
     def __init__(self) -> None:
-        self.since: dict[UUID, datetime] = {}
+        self.since: dict[ConfigId, datetime] = {}
         """From when on something can be due, for each config that has a mark."""
         self.latest = _NEVER
         """A claim that begins now sees all that was due before this time: the last route's, less LAG."""
@@ -41,11 +42,11 @@ class Marks:
 
     def claimed(
         self,
-        config_ids: Sequence[UUID],
-        reached: Mapping[UUID, datetime],
+        config_ids: Sequence[ConfigId],
+        reached: Mapping[ConfigId, datetime],
         *,
-        after: UUID,
-        rooms: Mapping[UUID, int],
+        after: ConfigId,
+        rooms: Mapping[ConfigId, int],
         room: int,
         to_the_last: bool,
         latest: datetime,
@@ -57,10 +58,11 @@ class Marks:
         before `latest`.
         """
         taken = Counter(config_ids)
+        last = max(taken, default=None)
         for config_id in rooms.keys() | taken.keys():
             mark = reached.get(config_id)
             if taken[config_id] < rooms.get(config_id, room) and after < config_id:
-                was_looked_at = to_the_last or config_id < max(taken)
+                was_looked_at = to_the_last or (last is not None and config_id < last)
                 mark = latest if was_looked_at else mark
             if mark is not None:
                 self.since[config_id] = min(mark, latest)

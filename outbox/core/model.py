@@ -3,8 +3,15 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, NewType
 from uuid import UUID
+
+ConfigId = NewType("ConfigId", str)
+"""A config's id on the way of its deliveries, as PostgreSQL writes it: each looks for its config ten times, and a UUID
+reckons its hash anew each time."""
+
+NO_CONFIG = ConfigId("00000000-0000-0000-0000-000000000000")
+"""Before all others in the order of ids."""
 
 
 class EventType(StrEnum):
@@ -108,7 +115,7 @@ class Delivery(NamedTuple):
 
     webhook_id: str
     """The event's id as its subscribers see it, and as PostgreSQL writes it. A UUID takes ten times as long to make."""
-    config_id: UUID
+    config_id: ConfigId
     attempt: int
     """Number of this try, from 1, counted over replays. It is the fence of the settle."""
     attempts_uncounted: int

@@ -24,17 +24,17 @@ class AttemptLog:
         self._write = logs.json_lines()
         self._log = structlog.get_logger("outbox").bind()  # once: the lazy one would look for its configuration
 
-    def note(self, attempt: Attempt, config_id: str) -> None:
-        """Log a try. `config_id` is its delivery's, as text."""
+    def note(self, attempt: Attempt) -> None:
+        """Log a try."""
         if not self._is_shown:
             return
         if self._write is not None:
-            self._write(line(attempt, config_id, datetime.now(UTC)))
+            self._write(line(attempt, datetime.now(UTC)))
             return
         self._log.info(
             _EVENT,
             event_id=attempt.delivery.webhook_id,
-            config_id=config_id,
+            config_id=attempt.delivery.config_id,
             attempt=attempt.delivery.attempt,
             status=attempt.status,
             duration_ms=attempt.duration_ms,
@@ -44,14 +44,14 @@ class AttemptLog:
         )
 
 
-def line(attempt: Attempt, config_id: str, now: datetime) -> str:
+def line(attempt: Attempt, now: datetime) -> str:
     """Return the line as structlog would have it, to the letter."""
     outcome = attempt.outcome
     due = f'"due_in_s": {outcome.after}, ' if isinstance(outcome, Retry) else ""
     error = "" if outcome.reason is None else f'"error": {logs.in_json(outcome.reason)}, '
     status = "null" if attempt.status is None else attempt.status
     return (
-        f'{{"event_id": "{attempt.delivery.webhook_id}", "config_id": "{config_id}", '
+        f'{{"event_id": "{attempt.delivery.webhook_id}", "config_id": "{attempt.delivery.config_id}", '
         f'"attempt": {attempt.delivery.attempt}, "status": {status}, "duration_ms": {attempt.duration_ms}, '
         f'"outcome": "{outcome.name}", {due}{error}{_TAIL}{now.isoformat()}"}}'
     )

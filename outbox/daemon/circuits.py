@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from uuid import UUID
 
 import psycopg
 import structlog
 
 from outbox.core.circuit import Change, Run, changes, runs, together
-from outbox.core.model import Attempt
+from outbox.core.model import Attempt, ConfigId
 from outbox.postgres import circuits
 
 _EVENTS = {
@@ -29,9 +28,9 @@ class Circuits:
 
     def __init__(self, *, disable_after: float) -> None:
         self._disable_after = disable_after
-        self._uncounted: dict[UUID, Run] = {}
-        self._unmade: dict[UUID, Run] = {}
-        self.failing = set[UUID]()
+        self._uncounted: dict[ConfigId, Run] = {}
+        self._unmade: dict[ConfigId, Run] = {}
+        self.failing = set[ConfigId]()
         """Configs whose last try failed, or that are known for it: by what all daemons counted, and this one since."""
 
     async def refresh(self, conn: psycopg.AsyncConnection) -> None:
@@ -76,7 +75,7 @@ class Circuits:
             run = self._unmade[config_id]
             for change in changes(run, condition, disable_after=self._disable_after):
                 if await circuits.make(conn, config_id, change, run.reason):
-                    log.warning(_EVENTS[change], config_id=str(config_id), error=run.reason)
+                    log.warning(_EVENTS[change], config_id=config_id, error=run.reason)
                     is_captured = True
             del self._unmade[config_id]
         return is_captured

@@ -3,11 +3,11 @@
 import math
 import time
 from datetime import datetime
-from uuid import UUID
 
 import psycopg
 
 from outbox.core.marks import Marks
+from outbox.core.model import NO_CONFIG
 from outbox.core.tally import Statement, Tally
 from outbox.daemon.intake import Intake
 from outbox.daemon.rest import Rest
@@ -16,8 +16,6 @@ from outbox.postgres.pool import Link
 
 GATHER_TIMES = 4
 """See Rest. What a claim finds is what no route could lease: it has waited already."""
-
-NO_CONFIG = UUID(int=0)
 
 
 class Claimer:

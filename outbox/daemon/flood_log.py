@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Collection
-from uuid import UUID
 
 import structlog
+
+from outbox.core.model import ConfigId
 
 TOLD_AFTER = 1.0
 """Seconds that a flood must last before it is told of."""
@@ -22,7 +23,7 @@ class FloodLog:
         self._since = math.inf
         self._told = False
 
-    def note(self, flooded: Collection[UUID], now: float) -> None:
+    def note(self, flooded: Collection[ConfigId], now: float) -> None:
         """Tell of it once when it has lasted, and once when it is over."""
         if not flooded:
             if self._told:
@@ -32,4 +33,4 @@ class FloodLog:
         self._since = min(self._since, now)
         if not self._told and now - self._since >= TOLD_AFTER:
             self._told = True
-            log.info("flood.began", configs=len(flooded), config_ids=sorted(map(str, flooded))[:NAMED])
+            log.info("flood.began", configs=len(flooded), config_ids=sorted(flooded)[:NAMED])

@@ -6,8 +6,8 @@ import time
 import psycopg
 
 from outbox.core.low_water import LowWater
+from outbox.core.model import NO_CONFIG
 from outbox.core.tally import Statement, Tally
-from outbox.daemon.claimer import NO_CONFIG
 from outbox.daemon.intake import Intake
 from outbox.daemon.rest import Rest
 from outbox.postgres import governed

@@ -3,12 +3,12 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from uuid import UUID
 
 import psycopg
 
 from outbox.core.buffer import Buffer
 from outbox.core.lane import Held
+from outbox.core.model import ConfigId
 from outbox.daemon.settler import Settler
 from outbox.daemon.targets import Targets
 from outbox.postgres.queue import Claimed
@@ -108,7 +108,7 @@ class Intake:
         self._buffer.measure(now - self._measured_at)
         self._measured_at = now
 
-    def rooms(self) -> tuple[dict[UUID, int], int]:
+    def rooms(self) -> tuple[dict[ConfigId, int], int]:
         """Return how many may be claimed of each config in hand, and of another.
 
         Where the bytes are what is short, one config takes a part of them only: it could hang, and keep them. Of what a
@@ -120,7 +120,7 @@ class Intake:
         share = max(1, slots // (2 if slots == self._buffer.slots - self._reserved else 4))
         return {config_id: min(own, share) for config_id, own in rooms.items()}, min(room, share)
 
-    def claimable(self, rooms: Mapping[UUID, int]) -> int:
+    def claimable(self, rooms: Mapping[ConfigId, int]) -> int:
         """Return how many one claim may bring: see Buffer.claimable."""
         return min(self.slots, self._buffer.claimable(rooms))
 
@@ -162,7 +162,7 @@ class Intake:
         self,
         claimed: Claimed,
         *,
-        rooms: Mapping[UUID, int],
+        rooms: Mapping[ConfigId, int],
         room: int,
         all_taken: bool = False,
         governed: bool = False,

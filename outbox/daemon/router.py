@@ -7,13 +7,13 @@ who get it can take, a config's flood stays in the outbox, where the others' row
 import time
 from collections import Counter
 from collections.abc import Mapping
-from uuid import UUID
 
 import psycopg
 
 from outbox.core.bypass import Bypass
 from outbox.core.flood import Flood
 from outbox.core.low_water import LowWater
+from outbox.core.model import ConfigId
 from outbox.core.stride import DELIVERIES_AT_ONCE, FanOut, Stride
 from outbox.core.tally import Statement, Tally
 from outbox.daemon.claimer import Claimer
@@ -175,7 +175,7 @@ class Router:
             self._stride.found_nothing()
         return (not routed.to_the_end and not self.is_flooded) or self._low_water.is_due(now)
 
-    def _limit(self, now: float, slots: int, rooms: Mapping[UUID, int], room: int) -> int:
+    def _limit(self, now: float, slots: int, rooms: Mapping[ConfigId, int], room: int) -> int:
         """Return how many rows to route. They may be for any config that has room; of a flood one knows for which."""
         if self.is_flooded:
             limit = self._flood.rows_wanted(slots=slots, rooms=rooms)
@@ -186,7 +186,7 @@ class Router:
         pause = AHEAD_IN_ORDER_SECONDS if self._is_waited_for else AHEAD_SECONDS
         return self._stride.next(now, limit, ahead=self._rows_ahead, pause=pause)
 
-    def _note_flood(self, routed: Routed, *, slots: int, rooms: Mapping[UUID, int], room: int) -> None:
+    def _note_flood(self, routed: Routed, *, slots: int, rooms: Mapping[ConfigId, int], room: int) -> None:
         """Find out whose there is more of than they can take; then the next look waits until they have room."""
         was_flooded = self.is_flooded
         if routed.to_the_end:
@@ -247,7 +247,7 @@ class Router:
         routed: Routed,
         now: float,
         *,
-        rooms: Mapping[UUID, int],
+        rooms: Mapping[ConfigId, int],
         room: int,
         reserved: int = 0,
     ) -> None:

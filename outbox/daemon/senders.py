@@ -178,7 +178,7 @@ class Senders:
             log.warning(
                 "destination.forbidden",
                 event_id=held.delivery.webhook_id,
-                config_id=target.config_id,
+                config_id=held.delivery.config_id,
                 reason=result.message,
                 address=result.address,
             )
@@ -202,7 +202,7 @@ class Senders:
         self._tally.attempted(attempt, result, duration)
         self._buffer.unsettled += 1
         self._settler.add(attempt)
-        self._attempt_log.note(attempt, target.config_id)
+        self._attempt_log.note(attempt)
         return attempt
 
 

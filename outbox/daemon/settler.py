@@ -181,7 +181,7 @@ class Settler:
             log.warning(
                 "lease.lost",
                 event_id=each.delivery.webhook_id,
-                config_id=str(each.delivery.config_id),
+                config_id=each.delivery.config_id,
                 attempt=each.delivery.attempt,
             )
         self._settled(len(batch))

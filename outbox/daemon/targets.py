@@ -10,7 +10,7 @@ import psycopg
 import structlog
 
 from outbox.core import signing
-from outbox.core.model import Delivery, PostbackConfig
+from outbox.core.model import ConfigId, Delivery, PostbackConfig
 from outbox.core.postback import basic_authorization
 from outbox.postgres import configs
 from outbox.secrets import SecretBox, SecretError, open_signing_secrets
@@ -49,8 +49,6 @@ class Target:
     """A config, ready to be posted to."""
 
     config: PostbackConfig
-    config_id: str
-    """Its id as text."""
     credentials: Credentials
     fault: str | None
     """Why nothing can be sent, for a reason that is not the subscriber's."""
@@ -67,10 +65,10 @@ class Targets:
 
     def __init__(self, box: SecretBox) -> None:
         self._box = box
-        self._known: dict[UUID, Target] = {}
-        self._doubtful: set[UUID] = set()
+        self._known: dict[ConfigId, Target] = {}
+        self._doubtful: set[ConfigId] = set()
 
-    def get(self, config_id: UUID) -> Target | None:
+    def get(self, config_id: ConfigId) -> Target | None:
         """Return a config that was loaded, or None."""
         return self._known.get(config_id)
 
@@ -89,22 +87,23 @@ class Targets:
                 stale.append(config_id)
         await self.reload(conn, stale)
 
-    async def reload(self, conn: psycopg.AsyncConnection, config_ids: Sequence[UUID]) -> None:
+    async def reload(self, conn: psycopg.AsyncConnection, config_ids: Sequence[ConfigId]) -> None:
         """Load these configs as they are now."""
         if not config_ids:
             return
-        for config in await configs.load(conn, config_ids):
-            known = self._known.pop(config.id, None)
-            if known is None or known.config.revision < config.revision or config.id in self._doubtful:
-                self._doubtful.discard(config.id)
+        for config in await configs.load(conn, [UUID(each) for each in config_ids]):
+            config_id = ConfigId(str(config.id))
+            known = self._known.pop(config_id, None)
+            if known is None or known.config.revision < config.revision or config_id in self._doubtful:
+                self._doubtful.discard(config_id)
                 known = self._target(config)
-            self._known[config.id] = known
+            self._known[config_id] = known
         for config_id in list(itertools.islice(self._known, max(0, len(self._known) - _REMEMBERED))):
             del self._known[config_id]
 
     def _target(self, config: PostbackConfig) -> Target:
         try:
-            return Target(config, str(config.id), Credentials.of(config, self._box), None)
+            return Target(config, Credentials.of(config, self._box), None)
         except SecretError as error:
             log.error("config.unreadable", config_id=str(config.id), error=str(error))  # noqa: TRY400 - no bug: no traceback
-            return Target(config, str(config.id), Credentials(), str(error))
+            return Target(config, Credentials(), str(error))

@@ -5,11 +5,11 @@ What the counts mean is decided in core/circuit.py.
 
 from collections.abc import Mapping
 from typing import LiteralString
-from uuid import UUID
 
 from psycopg import AsyncConnection
 
 from outbox.core.circuit import Change, Condition, Run
+from outbox.core.model import ConfigId
 
 FIRST_PROBE_SECONDS = 5
 """From the opening of a circuit to its first probe. Each later wait is twice the last, up to LONGEST_PROBE_SECONDS."""
@@ -48,7 +48,7 @@ with told as materialized (
 ), now_known as (
     select * from counted union all select * from begun
 )
-select c.id, coalesce(k.failures, 0), coalesce(k.troubles, 0),
+select c.id::text, coalesce(k.failures, 0), coalesce(k.troubles, 0),
     coalesce(extract(epoch from now() - k.failing_since), 0)::float8,
     c.is_active, c.circuit_opened_at is not null, extract(epoch from now() - c.exhausted_at)::float8
 from told as t
@@ -85,13 +85,13 @@ select outbox.tell_of_config(c.id, %(change)s, %(reason)s) from changed as c
 """
 
 _FAILING = """
-select s.config_id from outbox.config_state as s where s.failures > 0
+select s.config_id::text from outbox.config_state as s where s.failures > 0
 union
-select c.id from outbox.postback_configs as c where c.exhausted_at is not null
+select c.id::text from outbox.postback_configs as c where c.exhausted_at is not null
 """
 
 
-async def note(conn: AsyncConnection, told: Mapping[UUID, Run]) -> dict[UUID, Condition]:
+async def note(conn: AsyncConnection, told: Mapping[ConfigId, Run]) -> dict[ConfigId, Condition]:
     """Count the tries and return how each config stands now; deleted ones are left out."""
     cursor = await conn.execute(
         _NOTE.encode(),
@@ -111,7 +111,7 @@ async def note(conn: AsyncConnection, told: Mapping[UUID, Run]) -> dict[UUID, Co
     }  # fmt: skip
 
 
-async def make(conn: AsyncConnection, config_id: UUID, change: Change, reason: str | None) -> bool:
+async def make(conn: AsyncConnection, config_id: ConfigId, change: Change, reason: str | None) -> bool:
     """Make a change and its event. Returns whether it was to be made: another daemon may have been faster."""
     condition, assignments = _CONDITIONS[change]
     cursor = await conn.execute(
@@ -121,6 +121,6 @@ async def make(conn: AsyncConnection, config_id: UUID, change: Change, reason: s
     return bool(cursor.rowcount)
 
 
-async def failing(conn: AsyncConnection) -> set[UUID]:
+async def failing(conn: AsyncConnection) -> set[ConfigId]:
     """Return the configs whose next success is news: their last try failed, by any daemon's count, or one died."""
     return {config_id for (config_id,) in await (await conn.execute(_FAILING.encode())).fetchall()}

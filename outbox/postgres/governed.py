@@ -6,11 +6,11 @@ Apart, so that it costs nothing where there are none, and the common claim stays
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import LiteralString
-from uuid import UUID
 
 from psycopg import AsyncConnection
 
-from outbox.core.model import Delivery
+from outbox.core.model import ConfigId, Delivery
+from outbox.postgres.arrays import array, numbers
 from outbox.postgres.circuits import FIRST_PROBE_SECONDS, LONGEST_PROBE_SECONDS
 from outbox.postgres.queue import Claimed
 from outbox.postgres.routing import ID_BEGINS
@@ -196,7 +196,7 @@ with turn as materialized (
     where s.config_id = n.config_id
 )
 select now(), (
-        select t.id from turn as t where (select count(*) from turn) = %(configs)s order by t.id desc limit 1
+        select t.id::text from turn as t where (select count(*) from turn) = %(configs)s order by t.id desc limit 1
     ) as walked_to,
     case when not exists (select from picked) then (
         select min((1 - r.tokens) / c.rate_limit)::float8
@@ -214,8 +214,8 @@ select now(), (
     exists (
         select from seen as s group by s.config_id having count(*) >= least(min(s.allowed), %(looked_at)s)
     ) as cut_short,
-    c.event_id::text, c.config_id, c.attempts, c.attempts_uncounted, c.event_created_at, t.revision, e.type, e.resource,
-    e.data::text, e.expansions::text, e.traceparent
+    c.event_id::text, c.config_id::text, c.attempts, c.attempts_uncounted, c.event_created_at, t.revision,
+    e.type, e.resource, e.data::text, e.expansions::text, e.traceparent
 from (select 1) as one
 left join (claimed as c join turn as t on t.id = c.config_id) on true
 left join lateral (
@@ -250,7 +250,7 @@ select
 class Governed(Claimed):
     """What a claim of governed configs leased to us."""
 
-    walked_to: UUID | None
+    walked_to: ConfigId | None
     """The last config that was served, where the walk ended before the last of all."""
     refilled_in: float | None
     """Seconds until something that is due may go, where nothing may, by its config's rate limit; None: by no such."""
@@ -272,10 +272,10 @@ async def prepare(conn: AsyncConnection) -> tuple[bool, bool]:
 async def claim_governed(
     conn: AsyncConnection,
     *,
-    after: UUID,
+    after: ConfigId,
     slots: int,
     room: int,
-    rooms: Mapping[UUID, int],
+    rooms: Mapping[ConfigId, int],
     lease: float,
     hidden: tuple[int, Collection[int]] = (0, ()),
     configs: int = CONFIGS_AT_ONCE,
@@ -289,7 +289,7 @@ async def claim_governed(
         _CLAIM_GOVERNED,
         {
             "after": after, "configs": configs,
-            "slots": slots, "room": room, "lease": lease, "busy": list(rooms), "rooms": list(rooms.values()),
+            "slots": slots, "room": room, "lease": lease, "busy": array(rooms), "rooms": numbers(rooms.values()),
             "looked_at": LOOKED_AT, "parked": PARKED_SECONDS, "parked_longest": PARKED_LONGEST,
             "low": low, "passed": [str(each) for each in passed],
             "first_probe": FIRST_PROBE_SECONDS, "longest_probe": LONGEST_PROBE_SECONDS,

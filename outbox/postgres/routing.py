@@ -3,12 +3,12 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import LiteralString
-from uuid import UUID
 
 from psycopg import AsyncConnection
 
 from outbox.core.low_water import Snapshot
-from outbox.core.model import Delivery
+from outbox.core.model import ConfigId, Delivery
+from outbox.postgres.arrays import array, numbers
 from outbox.postgres.queue import Claimed
 from outbox.postgres.statements import statement
 
@@ -161,10 +161,10 @@ select now() as now, n.routed, n.first, {come_to} as seq, {to_the_end} as to_the
     null as type, null as resource, null as data, null as expansions, null as traceparent
 from (select count(*)::integer as routed, min(seq) as first, max(seq) as last from named) as n
 cross join (select count(*)::integer as created from ranked) as c
-cross join (select array_agg(config_id) as left_of, array_agg(number) as left_over from left_over) as l
+cross join (select array_agg(config_id::text) as left_of, array_agg(number) as left_over from left_over) as l
 union all
-select null, null, null, null, null, null, null, null, null, null, null, r.id::text, r.config_id, 1, 0, r.created_at,
-    r.revision, r.type, r.resource, r.data::text, r.expansions::text, r.traceparent
+select null, null, null, null, null, null, null, null, null, null, null, r.id::text, r.config_id::text, 1, 0,
+    r.created_at, r.revision, r.type, r.resource, r.data::text, r.expansions::text, r.traceparent
 from ranked as r where r.leased
 """
 
@@ -211,7 +211,7 @@ class Routed(Claimed):
     """Whether what it passed by is wanted by a config with strict order, and waits for its turn."""
     created: int
     """Deliveries that they are owed, those that were not leased to us included."""
-    left: Mapping[UUID, int]
+    left: Mapping[ConfigId, int]
     """How many of them were not leased of each config, for want of slots or of room."""
     snapshot: Snapshot
     """The transactions that were neither committed nor rolled back: what they captured was not seen."""
@@ -224,7 +224,7 @@ async def route(
     rows: int,
     slots: int,
     room: int,
-    rooms: Mapping[UUID, int],
+    rooms: Mapping[ConfigId, int],
     lease: float,
     tell_left: bool = False,
 ) -> Routed:
@@ -243,11 +243,11 @@ async def overtake(
     low: int,
     high: int,
     scan: int,
-    flood: Collection[UUID],
+    flood: Collection[ConfigId],
     rows: int,
     slots: int,
     room: int,
-    rooms: Mapping[UUID, int],
+    rooms: Mapping[ConfigId, int],
     lease: float,
 ) -> Routed:
     """Route as `route` does what another config than those of the `flood` wants.
@@ -255,13 +255,13 @@ async def overtake(
     Looks at `scan` rows above `low`, up to `high`. The result's `top` is where the next look goes on.
     """
     limits = {"low": low, "high": high, "scan": scan, "rows": rows, "slots": slots, "room": room, "lease": lease}
-    return await _route(conn, _OVERTAKE, rooms, limits | {"flood": list(flood)})
+    return await _route(conn, _OVERTAKE, rooms, limits | {"flood": array(flood)})
 
 
 async def _route(
-    conn: AsyncConnection, query: bytes, rooms: Mapping[UUID, int], others: Mapping[str, object]
+    conn: AsyncConnection, query: bytes, rooms: Mapping[ConfigId, int], others: Mapping[str, object]
 ) -> Routed:
-    parameters = {**others, "busy": list(rooms), "rooms": list(rooms.values())}
+    parameters = {**others, "busy": array(rooms), "rooms": numbers(rooms.values())}
     found = await (await conn.execute(query, parameters, binary=True)).fetchall()
     now, routed, first, top, to_the_end, left_to_others, in_order, created, snapshot, left_of, left_over = next(
         row[:11] for row in found if row[0] is not None

@@ -56,7 +56,7 @@ async def owned(db: str, conn: psycopg.Connection) -> tuple[Owned, Owned]:
     async with await psycopg.AsyncConnection.connect(db, autocommit=True) as daemon:
         tried = await try_all(daemon, Dead("no luck"))
     conn.execute("update outbox.postback_configs set deleted_at = now() where id = any(%s)", [list(deleted.values())])
-    events = {each.config_id: each.event_id for each in tried}
+    events = {UUID(each.config_id): each.event_id for each in tried}
     one, two = (
         Owned(location, record, kept[location], deleted[location], events[kept[location]])
         for location, record in ((first, 71), (second, 72))

@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
-from uuid import UUID
 
 import psycopg
 import pytest
 from yarl import URL
 
-from outbox.core.model import Dead, Delivered, Outcome, Retry
+from outbox.core.model import NO_CONFIG, Dead, Delivered, Outcome, Retry
 from outbox.postgres import configs, queue
 from outbox.postgres.replay import replay
 from outbox.postgres.selection import Filter
@@ -126,7 +125,7 @@ async def test_each_log_that_stays_is_met_once(api: Client, db: str, conn: psyco
             )
             await route(daemon)
             for _ in range(2):
-                claimed = await queue.claim(daemon, after=UUID(int=0), slots=60, room=30, rooms={}, lease=60)
+                claimed = await queue.claim(daemon, after=NO_CONFIG, slots=60, room=30, rooms={}, lease=60)
                 await settle(daemon, claimed.deliveries, dice.choice(outcomes))
     # It is paused, so that nobody claims what it owes.
     conn.execute("update outbox.postback_configs set paused_at = now() where id = %s", [resting])
@@ -142,7 +141,7 @@ async def test_each_log_that_stays_is_met_once(api: Client, db: str, conn: psyco
         record += 1
         await daemon.execute("insert into contacts values (%s, 'L', 'x')", [record])
         await route(daemon)
-        claimed = await queue.claim(daemon, after=UUID(int=0), slots=8, room=4, rooms={}, lease=60)
+        claimed = await queue.claim(daemon, after=NO_CONFIG, slots=8, room=4, rooms={}, lease=60)
         await settle(daemon, claimed.deliveries, dice.choice(outcomes))
         for event in dice.sample(events, 3):
             await replay(daemon, Filter(event=event, config=busy))

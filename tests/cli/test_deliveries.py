@@ -25,8 +25,8 @@ async def tried(conn: psycopg.Connection, dconn: psycopg.AsyncConnection) -> dic
     conn.execute("insert into contacts values (2, 'L', E'\\u009b2J')")
     [dead] = await try_all(dconn, Dead("status 500"), b"\x1b[2Jno")
     return {
-        "delivered": DeliveryKey(delivered.event_id, delivered.config_id),
-        "dead": DeliveryKey(dead.event_id, dead.config_id),
+        "delivered": DeliveryKey(delivered.event_id, UUID(delivered.config_id)),
+        "dead": DeliveryKey(dead.event_id, UUID(dead.config_id)),
     }
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from outbox.core.buffer import AHEAD, KNOWN_SECONDS, Buffer
 from outbox.core.lane import PROBATION, QUICK_SECONDS, Held
-from outbox.core.model import Delivery
+from outbox.core.model import ConfigId, Delivery
+from tests.ids import config_id, config_number
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
@@ -19,13 +20,13 @@ def held(delivery: Delivery, start_before: float = 100.0) -> Held:
     return Held(delivery, NOW, 0.0, start_before)
 
 
-def configs(claimed: list[Held]) -> list[UUID]:
+def configs(claimed: list[Held]) -> list[ConfigId]:
     return [each.delivery.config_id for each in claimed]
 
 
 def deliveries(config: int, count: int, start: int = 0) -> list[Held]:
     return [
-        held(Delivery(str(UUID(int=start + n)), UUID(int=config), 1, 0, NOW, 1, "CREATE", "contact", "{}"))
+        held(Delivery(str(UUID(int=start + n)), config_id(config), 1, 0, NOW, 1, "CREATE", "contact", "{}"))
         for n in range(count)
     ]
 
@@ -33,7 +34,7 @@ def deliveries(config: int, count: int, start: int = 0) -> list[Held]:
 def take_all(buffer: Buffer) -> Counter[int]:
     taken: Counter[int] = Counter()
     while each := buffer.take():
-        taken[each.delivery.config_id.int] += 1
+        taken[config_number(each.delivery.config_id)] += 1
     return taken
 
 
@@ -42,7 +43,7 @@ def test_no_config_has_more_in_flight_than_its_limit() -> None:
     buffer = Buffer(concurrency=100, per_config=5)
     buffer.put(deliveries(1, 20))
     assert take_all(buffer) == {1: 5}
-    buffer.finished(UUID(int=1), timed_out=False)
+    buffer.finished(config_id(1), timed_out=False)
     assert take_all(buffer) == {1: 1}
 
 
@@ -51,7 +52,7 @@ def test_configs_take_turns() -> None:
     buffer = Buffer(concurrency=6, per_config=6)
     buffer.put(deliveries(1, 50))
     buffer.put(deliveries(2, 1, start=100))
-    first = [each.delivery.config_id.int for each in iter(buffer.take, None)]
+    first = [config_number(each.delivery.config_id) for each in iter(buffer.take, None)]
     assert 2 in first[:2]
 
 
@@ -72,13 +73,13 @@ def test_a_config_that_times_out_ends_with_one_slot_and_gets_them_back() -> None
     buffer.put(deliveries(1, 8))
     taken = take_all(buffer)
     for _ in range(taken[1]):
-        buffer.finished(UUID(int=1), timed_out=True)
+        buffer.finished(config_id(1), timed_out=True)
     buffer.measure(10.0)
     buffer.put(deliveries(1, 8, start=100))
     assert take_all(buffer) == {1: 1}
     started = 1
     for _ in range(8):
-        buffer.finished(UUID(int=1), timed_out=False)
+        buffer.finished(config_id(1), timed_out=False)
         started += take_all(buffer)[1]
     assert started == 8
     assert buffer.in_flight == 0
@@ -87,17 +88,17 @@ def test_a_config_that_times_out_ends_with_one_slot_and_gets_them_back() -> None
 def test_rooms_follow_the_pace_of_a_config() -> None:
     """A fast config may have more waiting in hand, one that finishes nothing has room for its limit only."""
     buffer = Buffer(concurrency=100, per_config=10)
-    rooms: dict[UUID, int] = {}
+    rooms: dict[ConfigId, int] = {}
     for _ in range(20):
         buffer.put(deliveries(1, 100))
-        buffer.put(deliveries(2, 1, start=5000) if not buffer.config_ids.count(UUID(int=2)) else [])
+        buffer.put(deliveries(2, 1, start=5000) if not buffer.config_ids.count(config_id(2)) else [])
         while (each := buffer.take()) is not None:
-            if each.delivery.config_id.int == 1:
-                buffer.finished(UUID(int=1), timed_out=False)
+            if config_number(each.delivery.config_id) == 1:
+                buffer.finished(config_id(1), timed_out=False)
         buffer.measure(0.02)
         rooms = buffer.rooms()
-    assert rooms[UUID(int=1)] > 50
-    assert rooms[UUID(int=2)] < 10
+    assert rooms[config_id(1)] > 50
+    assert rooms[config_id(2)] < 10
 
 
 def test_a_config_that_is_done_with_all_keeps_its_pace() -> None:
@@ -108,8 +109,8 @@ def test_a_config_that_is_done_with_all_keeps_its_pace() -> None:
         buffer.put(deliveries(1, 10))
         buffer.measure(0.001)
         while buffer.take():
-            buffer.finished(UUID(int=1), timed_out=False)
-        room = buffer.rooms().get(UUID(int=1), 0)
+            buffer.finished(config_id(1), timed_out=False)
+        room = buffer.rooms().get(config_id(1), 0)
         buffer.measure(0.01)
     assert room > 20
 
@@ -122,9 +123,9 @@ def test_a_config_that_may_be_owed_more_asks_when_a_quarter_is_done() -> None:
     buffer.put(claimed)
     buffer.note(configs(claimed), rooms=rooms, room=10, all_taken=True, governed=False, full=False)
     take_all(buffer)
-    asked = [buffer.finished(UUID(int=1), timed_out=False) for _ in range(10)]
+    asked = [buffer.finished(config_id(1), timed_out=False) for _ in range(10)]
     assert asked == [False] * 2 + [True] * 8
-    assert not any(buffer.finished(UUID(int=2), timed_out=False) for _ in range(3))
+    assert not any(buffer.finished(config_id(2), timed_out=False) for _ in range(3))
 
 
 def test_of_a_governed_config_the_common_claim_says_nothing() -> None:
@@ -134,9 +135,9 @@ def test_of_a_governed_config_the_common_claim_says_nothing() -> None:
     buffer.put(claimed)
     buffer.note(configs(claimed), rooms={}, room=2, all_taken=False, governed=True, full=False)
     take_all(buffer)
-    asked = [buffer.finished(UUID(int=1), timed_out=False)]
+    asked = [buffer.finished(config_id(1), timed_out=False)]
     buffer.note([], rooms=buffer.rooms(), room=2, all_taken=True, governed=False, full=False)
-    asked.append(buffer.finished(UUID(int=1), timed_out=False))
+    asked.append(buffer.finished(config_id(1), timed_out=False))
     assert asked == [True, True]
 
 
@@ -200,13 +201,13 @@ def test_what_was_given_back_says_nothing_of_the_subscriber() -> None:
     buffer = Buffer(concurrency=100, per_config=8)
     buffer.put(deliveries(1, 8))
     for _ in range(take_all(buffer)[1]):
-        buffer.finished(UUID(int=1), timed_out=True)
+        buffer.finished(config_id(1), timed_out=True)
     buffer.put(deliveries(1, 8, start=100))
     started = 0
     while taken := take_all(buffer)[1]:
         assert taken == 1
         started += 1
-        buffer.finished(UUID(int=1), timed_out=None)
+        buffer.finished(config_id(1), timed_out=None)
     assert started == 8
 
 
@@ -219,7 +220,7 @@ def work(buffer: Buffer, answers: dict[int, int], *, turns: int, lag: float) -> 
             buffer.put(deliveries(config, count, start=1_000_000 * config + 1000 * turn))
             for _ in range(count):
                 buffer.take()
-                buffer.finished(UUID(int=config), timed_out=False)
+                buffer.finished(config_id(config), timed_out=False)
 
 
 def in_flight_at_most(buffer: Buffer, config: int) -> int:
@@ -230,7 +231,8 @@ def in_flight_at_most(buffer: Buffer, config: int) -> int:
 
 def owes_more(buffer: Buffer, config: int) -> None:
     """Note that a claim gave the config all that it asked for."""
-    buffer.note([UUID(int=config)], rooms={UUID(int=config): 1}, room=100, all_taken=False, governed=False, full=False)
+    its = config_id(config)
+    buffer.note([its], rooms={its: 1}, room=100, all_taken=False, governed=False, full=False)
 
 
 def test_a_config_that_is_owed_much_and_is_quick_has_few_in_flight_while_others_keep_up() -> None:
@@ -244,7 +246,7 @@ def test_a_config_that_is_owed_much_and_is_quick_has_few_in_flight_while_others_
     assert in_flight[2] > 90
     for config, count in in_flight.items():
         for _ in range(count):
-            buffer.finished(UUID(int=config), timed_out=False)
+            buffer.finished(config_id(config), timed_out=False)
     work(buffer, {1: 400}, turns=150, lag=0.01)
     assert in_flight_at_most(buffer, 1) > 90
 
@@ -271,7 +273,7 @@ def test_a_config_that_is_slow_keeps_its_slots_however_slow_the_loop_is() -> Non
         buffer.measure(0.1)
         buffer.put(deliveries(1, 50, start=1000 * turn))
         for _ in range(50):
-            buffer.finished(UUID(int=1), timed_out=False)
+            buffer.finished(config_id(1), timed_out=False)
         take_all(buffer)
     assert buffer.in_flight == 100 + 1
 
@@ -299,7 +301,7 @@ def test_what_is_not_settled_counts_as_in_flight() -> None:
     buffer.put(deliveries(1, 20))
     taken = take_all(buffer)[1]
     for _ in range(taken):
-        buffer.finished(UUID(int=1), timed_out=False)
+        buffer.finished(config_id(1), timed_out=False)
         buffer.unsettled += 1
     assert buffer.unsettled == 4
     for config in range(2, 9):
@@ -313,13 +315,13 @@ def answer(buffer: Buffer, config: int) -> None:
     """Have a config send one that is answered soon."""
     buffer.put(deliveries(config, 1, start=1_000_000 + config))
     assert take_all(buffer) == {config: 1}
-    buffer.finished(UUID(int=config), timed_out=False)
+    buffer.finished(config_id(config), timed_out=False)
 
 
 def all_time_out(buffer: Buffer, hanging: Counter[int]) -> None:
     for config, number in hanging.items():
         for _ in range(number):
-            buffer.finished(UUID(int=config), timed_out=True, seconds=15.0)
+            buffer.finished(config_id(config), timed_out=True, seconds=15.0)
 
 
 def test_who_is_known_to_be_quick_finds_slots_however_many_others_hang() -> None:
@@ -346,7 +348,7 @@ def test_those_that_are_late_leave_slots_to_others(seconds: float, most: int, *,
     for config in range(100):
         buffer.put(deliveries(config, 1, start=1000 * config))
         buffer.take()
-        buffer.finished(UUID(int=config), timed_out=seconds == 15.0, seconds=seconds)
+        buffer.finished(config_id(config), timed_out=seconds == 15.0, seconds=seconds)
     buffer.measure(0.1)
     for config in range(100):
         buffer.put(deliveries(config, 1, start=1000 * config))
@@ -360,7 +362,7 @@ def test_those_that_are_late_leave_slots_to_others(seconds: float, most: int, *,
 def test_slow_ones_that_have_been_alone_for_some_time_have_three_quarters() -> None:
     """At first somebody else may come; and so it is when somebody has."""
     buffer = Buffer(concurrency=40, per_config=1)
-    buffer.failing = {UUID(int=config) for config in range(100)}
+    buffer.failing = {config_id(config) for config in range(100)}
     for config in range(100):
         buffer.put(deliveries(config, 1, start=1000 * config))
     buffer.measure(0.1)
@@ -381,7 +383,7 @@ def test_one_claim_brings_no_more_of_the_unknown_than_leaves_room_to_others() ->
         buffer.put(deliveries(number % 300, 1, start=number))
     assert buffer.room > 0
     buffer.put(deliveries(1000, 1))
-    rooms = {UUID(int=1000): 500}
+    rooms = {config_id(1000): 500}
     assert buffer.claimable(rooms) > 500
     assert buffer.claimable({}) < count
 
@@ -389,12 +391,12 @@ def test_one_claim_brings_no_more_of_the_unknown_than_leaves_room_to_others() ->
 def test_who_failed_last_is_taken_for_slow_until_it_is_answered_soon() -> None:
     """As after a restart: it leaves slots to those of whom nothing is known, and is quick again at once."""
     buffer = Buffer(concurrency=40, per_config=10)
-    buffer.failing = {UUID(int=1)}
+    buffer.failing = {config_id(1)}
     buffer.put(deliveries(1, 2))
     buffer.put(deliveries(2, 2, start=100))
     take_all(buffer)
     assert buffer.in_flight_by_standing == {"timed_out": 0, "slow": 2, "unknown": 2, "quick": 0}
-    buffer.finished(UUID(int=1), timed_out=False)
+    buffer.finished(config_id(1), timed_out=False)
     assert buffer.in_flight_by_standing == {"timed_out": 0, "slow": 0, "unknown": 2, "quick": 1}
 
 
@@ -405,13 +407,13 @@ def test_it_tells_how_many_slots_each_standing_holds() -> None:
         buffer.put(deliveries(config, 3, start=10 * config))
     take_all(buffer)
     assert buffer.in_flight_by_standing == {"timed_out": 0, "slow": 0, "unknown": 9, "quick": 0}
-    buffer.finished(UUID(int=1), timed_out=True)
-    buffer.finished(UUID(int=2), timed_out=False, seconds=QUICK_SECONDS + 1)
-    buffer.finished(UUID(int=3), timed_out=False)
+    buffer.finished(config_id(1), timed_out=True)
+    buffer.finished(config_id(2), timed_out=False, seconds=QUICK_SECONDS + 1)
+    buffer.finished(config_id(3), timed_out=False)
     assert buffer.in_flight_by_standing == {"timed_out": 2, "slow": 2, "unknown": 0, "quick": 2}
     for config in (1, 2, 3):
         for _ in range(2):
-            buffer.finished(UUID(int=config), timed_out=None)
+            buffer.finished(config_id(config), timed_out=None)
     assert not any(buffer.in_flight_by_standing.values())
 
 
@@ -421,7 +423,7 @@ def test_those_that_time_out_take_turns() -> None:
     tried: Counter[int] = Counter()
     for _ in range(40):
         for config in range(20):
-            if UUID(int=config) not in buffer.config_ids:
+            if config_id(config) not in buffer.config_ids:
                 buffer.put(deliveries(config, 1, start=1000 * config))
         hanging = take_all(buffer)
         tried += hanging
@@ -448,10 +450,10 @@ def test_those_that_time_out_have_a_slot_however_much_the_others_have_to_send() 
         buffer.put(deliveries(config, 1))
     for config, number in taken.items():
         for _ in range(number):
-            buffer.finished(UUID(int=config), timed_out=False)
+            buffer.finished(config_id(config), timed_out=False)
     taken = take_all(buffer)
     assert (taken[1], taken[2]) == (1, 0)
-    buffer.finished(UUID(int=1), timed_out=True, seconds=15.0)
+    buffer.finished(config_id(1), timed_out=True, seconds=15.0)
     assert take_all(buffer) == {2: 1}
 
 
@@ -465,7 +467,7 @@ def test_who_answers_again_waits_no_more_among_those_that_time_out() -> None:
     hanging = take_all(buffer)
     assert sorted(hanging.values()) == [1, 1, 1, 1]
     recovered = max(hanging)
-    buffer.finished(UUID(int=recovered), timed_out=False)
+    buffer.finished(config_id(recovered), timed_out=False)
     assert take_all(buffer)[recovered] == 2
 
 
@@ -520,7 +522,7 @@ def test_who_was_late_is_known_to_be_quick_when_many_in_a_row_were_answered_soon
     hang_now_and_then(buffer, sick)
     for config in sick:
         for _ in range(2):
-            buffer.finished(UUID(int=config), timed_out=False, seconds=2 * QUICK_SECONDS)
+            buffer.finished(config_id(config), timed_out=False, seconds=2 * QUICK_SECONDS)
     for _ in range(PROBATION):
         put_each(buffer, sick)
         assert 0 < buffer.startable <= 20
@@ -539,7 +541,7 @@ def test_who_is_known_to_be_quick_has_room_where_all_is_full_of_what_hangs() -> 
     buffer.measure(2.0)
     for config in range(5000):
         buffer.put(deliveries(config, 1, start=1000 * config))
-    assert UUID(int=9999) in buffer.rooms()
+    assert config_id(9999) in buffer.rooms()
     assert buffer.room == 0
 
 
@@ -551,7 +553,7 @@ def test_one_slot_at_least_is_left_to_who_is_quick(concurrency: int) -> None:
     for config in range(300):
         buffer.put(deliveries(config, 1, start=1000 * config))
         assert buffer.take()
-        buffer.finished(UUID(int=config), timed_out=config % 3 == 0, seconds=15.0 if config % 3 < 2 else 0.01)
+        buffer.finished(config_id(config), timed_out=config % 3 == 0, seconds=15.0 if config % 3 < 2 else 0.01)
     buffer.measure(0.1)
     for config in range(300):
         if config % 3 < 2:
@@ -572,7 +574,7 @@ def test_who_is_silent_starts_no_other() -> None:
     buffer.measure(QUICK_SECONDS + 0.1)
     buffer.put(deliveries(1, 2, start=100))
     assert (buffer.startable, take_all(buffer)) == (0, {})
-    buffer.finished(UUID(int=1), timed_out=False)
+    buffer.finished(config_id(1), timed_out=False)
     assert (buffer.startable, take_all(buffer)) == (2, {1: 2})
 
 
@@ -582,7 +584,7 @@ def test_who_answers_late_starts_others_meanwhile() -> None:
     buffer.put(deliveries(1, 2))
     assert take_all(buffer) == {1: 2}
     buffer.measure(3.0)
-    buffer.finished(UUID(int=1), timed_out=False, seconds=3.0)
+    buffer.finished(config_id(1), timed_out=False, seconds=3.0)
     buffer.measure(3.0)
     buffer.put(deliveries(1, 2, start=100))
     assert (buffer.startable, take_all(buffer)) == (2, {1: 2})
@@ -595,11 +597,11 @@ def test_who_is_owed_much_is_not_hungry_while_there_is_next_to_no_room() -> None
         for config in range(50):
             buffer.put(deliveries(config, 20))
             while buffer.take():
-                buffer.finished(UUID(int=config), timed_out=False)
+                buffer.finished(config_id(config), timed_out=False)
         buffer.measure(0.01)
     for config in range(50):
         buffer.put(deliveries(config, 90))
-    taken = [UUID(int=config) for config in range(50) for _ in range(90)]
+    taken = [config_id(config) for config in range(50) for _ in range(90)]
     buffer.note(taken, rooms={}, room=90, all_taken=False, governed=False, full=False)
     assert sum(buffer.rooms().values()) > 3 * buffer.slots
     assert (buffer.is_nearly_full, buffer.is_hungry) == (True, False)
@@ -611,13 +613,13 @@ def test_who_is_owed_much_is_hungry_where_what_hangs_fills_the_buffer() -> None:
     for _ in range(10):
         buffer.put(deliveries(9999, 20))
         while buffer.take():
-            buffer.finished(UUID(int=9999), timed_out=False)
+            buffer.finished(config_id(9999), timed_out=False)
         buffer.measure(0.01)
     for _ in range(50):
         claim_half(buffer, 2000)
     assert buffer.slots < (buffer.slots + buffer.in_hand) // 4
     buffer.put(deliveries(9999, 1))
-    buffer.note([UUID(int=9999)], rooms={}, room=1, all_taken=False, governed=False, full=False)
+    buffer.note([config_id(9999)], rooms={}, room=1, all_taken=False, governed=False, full=False)
     buffer.rooms()
     assert (buffer.is_nearly_full, buffer.is_hungry) == (False, True)
 
@@ -626,7 +628,7 @@ def claim_half(buffer: Buffer, hanging: int) -> None:
     """Put in hand of each that hangs what it has room for, in half of the slots; and start what may be."""
     slots, room, rooms = buffer.slots // 2, buffer.room, buffer.rooms()
     for config in range(hanging):
-        number = min(slots, rooms.get(UUID(int=config), room))
+        number = min(slots, rooms.get(config_id(config), room))
         buffer.put(deliveries(config, number, start=1000 * config))
         slots -= number
     take_all(buffer)
@@ -640,7 +642,7 @@ def test_something_is_free_in_hand_however_many_hang() -> None:
         claim_half(buffer, 1000)
         assert not buffer.is_hungry
     assert buffer.slots > 100
-    assert buffer.rooms()[UUID(int=9999)] == 20
+    assert buffer.rooms()[config_id(9999)] == 20
 
 
 @pytest.mark.parametrize("hanging", [100, 300])

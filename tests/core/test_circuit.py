@@ -7,9 +7,10 @@ import pytest
 
 from outbox.core.circuit import DISABLES_AFTER, OPENS_AFTER, SETTLED_SECONDS, Change, Condition, Run, changes, runs
 from outbox.core.model import Attempt, Dead, Delivered, Delivery, FailureKind, Outcome, Retry
+from tests.ids import config_id
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
-CONFIG = UUID(int=1)
+CONFIG = config_id(1)
 DAY = 86_400.0
 
 

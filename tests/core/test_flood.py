@@ -1,25 +1,26 @@
 """Whose flood it is, and how much of it to route."""
 
 from collections.abc import Collection, Mapping
-from uuid import UUID
 
 import pytest
 
 from outbox.core.flood import ENOUGH_ROWS, MANY_ROWS, Flood
+from outbox.core.model import ConfigId
+from tests.ids import config_id
 
-A, B, C, D = (UUID(int=number) for number in (1, 2, 3, 4))
-MANY = [UUID(int=number) for number in range(100, 199)]
+A, B, C, D = (config_id(number) for number in (1, 2, 3, 4))
+MANY = [config_id(number) for number in range(100, 199)]
 SLOTS = 1000
 
 
-def looked(flood: Flood, found: Mapping[UUID, int], *, rows: int = 100, slots: int = SLOTS) -> Collection[UUID]:
+def looked(flood: Flood, found: Mapping[ConfigId, int], *, rows: int = 100, slots: int = SLOTS) -> Collection[ConfigId]:
     """Note a look, in which A had room for 50, any other for 10; return whose flood it is then."""
     created = sum(found.values())
     flood.looked(found, rows=rows, created=created, slots=slots, rooms={A: 50}, room=10, enough=100)
     return set(flood.configs)
 
 
-def of(shares: Mapping[UUID, float]) -> Flood:
+def of(shares: Mapping[ConfigId, float]) -> Flood:
     """Return a flood of which each wants that part."""
     flood = Flood()
     found = {config_id: round(1000 * share) for config_id, share in shares.items()}
@@ -96,7 +97,7 @@ def test_it_is_over_when_nothing_is_left() -> None:
     ],
 )
 def test_so_much_is_routed_as_those_take_that_have_room(
-    shares: Mapping[UUID, float], rooms: Mapping[UUID, int], rows: int
+    shares: Mapping[ConfigId, float], rooms: Mapping[ConfigId, int], rows: int
 ) -> None:
     """By what part of it each wants."""
     assert of(shares).rows_wanted(slots=SLOTS, rooms=rooms) == rows

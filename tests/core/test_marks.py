@@ -1,17 +1,18 @@
 """Marks: where a look need not begin at the beginning."""
 
 import datetime as dt
-from uuid import UUID
 
 from outbox.core.marks import LAG, LIFE, Marks
+from outbox.core.model import ConfigId
+from tests.ids import config_id
 
 AT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 TRAILING = AT - dt.timedelta(seconds=LAG)
 EARLY = AT - dt.timedelta(hours=1)
-NONE, ONE, TWO, THREE = (UUID(int=n) for n in range(4))
+NONE, ONE, TWO, THREE = (config_id(n) for n in range(4))
 
 
-def claimed(marks: Marks, config_ids: list[UUID], *, after: UUID = NONE, to_the_last: bool = True) -> None:
+def claimed(marks: Marks, config_ids: list[ConfigId], *, after: ConfigId = NONE, to_the_last: bool = True) -> None:
     """Note a claim that had room for two of each config, and came to what was due early."""
     marks.claimed(
         config_ids,

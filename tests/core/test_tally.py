@@ -7,13 +7,14 @@ import pytest
 
 from outbox.core.model import Answer, Attempt, Dead, Delivered, Delivery, Failure, FailureKind, Outcome, Retry
 from outbox.core.tally import Histogram, Tally, status_class
+from tests.ids import config_id
 
 EVENT_AT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
 
 def attempt(outcome: Outcome, *, number: int = 1, after: float = 2.0) -> Attempt:
     """Return a try of an event that begins `after` seconds from it."""
-    delivery = Delivery(str(UUID(int=1)), UUID(int=2), number, 0, EVENT_AT, 1, "CREATE", "contact", "{}")
+    delivery = Delivery(str(UUID(int=1)), config_id(2), number, 0, EVENT_AT, 1, "CREATE", "contact", "{}")
     return Attempt(delivery, outcome, 200, b"", 5, EVENT_AT + dt.timedelta(seconds=after))
 
 

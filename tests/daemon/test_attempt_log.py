@@ -14,14 +14,14 @@ from outbox.core.model import Attempt, Dead, Delivered, Delivery, FailureKind, R
 from outbox.daemon import attempt_log
 logs.configure(colours={colours}, level={level})
 now = dt.datetime.now(dt.UTC)
-delivery = Delivery(str(uuid.UUID(int=1)), uuid.UUID(int=2), 3, 0, now, 1, "CREATE", "contact", "{{}}")
+delivery = Delivery(str(uuid.UUID(int=1)), str(uuid.UUID(int=2)), 3, 0, now, 1, "CREATE", "contact", "{{}}")
 for outcome, status in (
     (Delivered(), 204), (Retry(300, 'quo"te'), None), (Retry(1, "status 500"), 500), (Dead("é\\x9b\\u202e\\n\\\\"), 404)
 ):
     log = attempt_log.AttemptLog()
     for write in (log._write, None):
         log._write = write
-        log.note(Attempt(delivery, outcome, status, b"", 5, now), str(delivery.config_id))
+        log.note(Attempt(delivery, outcome, status, b"", 5, now))
 """
 
 

@@ -15,6 +15,7 @@ from outbox.daemon import rest as rest_module
 from outbox.daemon.fetcher import RECHECK_SECONDS
 from outbox.postgres import routing
 from tests.daemons import add_config, add_contacts, captured, dispatching, owed
+from tests.ids import config_id
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 MORE_THAN_ROOM = 40
@@ -28,7 +29,7 @@ async def test_a_claim_that_finds_all_slots_taken_is_owed(contacts: psycopg.Conn
     async with dispatching(db) as dispatcher:
         buffer, claimer = dispatcher._buffer, dispatcher._fetcher._claimer  # noqa: SLF001
         buffer.put(
-            Held(Delivery(str(UUID(int=n)), UUID(int=1), 1, 0, NOW, 1, "CREATE", "contact", "{}"), NOW, 0.0, 1e12)
+            Held(Delivery(str(UUID(int=n)), config_id(1), 1, 0, NOW, 1, "CREATE", "contact", "{}"), NOW, 0.0, 1e12)
             for n in range(buffer.slots)
         )
         await claimer.claim()

@@ -5,7 +5,7 @@ import datetime as dt
 import psycopg
 import pytest
 
-from outbox.core.model import Delivery
+from outbox.core.model import ConfigId, Delivery
 from outbox.daemon.targets import Targets
 from outbox.postgres import configs
 from outbox.postgres.pool import connected
@@ -18,8 +18,9 @@ async def test_a_config_that_was_restored_is_loaded_though_its_revision_is_lower
 ) -> None:
     """Else what it is owed would be claimed and given back, again and again: it was paused in what is gone."""
     aconn = await psycopg.AsyncConnection.connect(db, autocommit=True)
-    config_id = add_config(conn, "http://127.0.0.1:9/")
-    await configs.pause(aconn, config_id)
+    config = add_config(conn, "http://127.0.0.1:9/")
+    await configs.pause(aconn, config)
+    config_id = ConfigId(str(config))
     targets = Targets(SecretBox(()))
     await targets.reload(aconn, [config_id])
     restored = conn.execute(
@@ -46,7 +47,7 @@ async def test_what_is_used_is_not_forgotten(
 ) -> None:
     """However many others come: what is in hand would be given back, and claimed again."""
     monkeypatch.setattr("outbox.daemon.targets._REMEMBERED", 3)
-    config_ids = [add_config(conn, "http://127.0.0.1:9/") for _ in range(6)]
+    config_ids = [ConfigId(str(add_config(conn, "http://127.0.0.1:9/"))) for _ in range(6)]
     now = dt.datetime.now(dt.UTC)
     deliveries = [Delivery("1", each, 1, 0, now, 1, "CREATE", "contact", "{}") for each in config_ids]
     targets = Targets(SecretBox(()))

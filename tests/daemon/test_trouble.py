@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from outbox.core.circuit import DISABLES_AFTER, OPENS_AFTER
-from outbox.core.model import Attempt, Delivered, Delivery, Retry
+from outbox.core.model import Attempt, ConfigId, Delivered, Delivery, Retry
 from outbox.daemon.circuits import Circuits
 from outbox.postgres.pool import connected
 from tests.daemons import add_config, add_contacts, eventually, make_due, owed, running, until_empty
@@ -174,7 +174,7 @@ async def test_what_is_made_up_for_is_judged_by_how_the_config_stands_then(
     contacts: psycopg.Connection, db: str
 ) -> None:
     """A config was to be switched off, which PostgreSQL refused, and is well again meanwhile: it stays on."""
-    config = add_config(contacts, "http://127.0.0.1:9/")
+    config = ConfigId(str(add_config(contacts, "http://127.0.0.1:9/")))
     delivery = Delivery(str(uuid4()), config, 1, 0, dt.datetime.now(dt.UTC), 1, "CREATE", "contact", "{}")
     failed = Attempt(delivery, Retry(300, "500"), 500, b"", 1, dt.datetime.now(dt.UTC))
     circuits = Circuits(disable_after=1.0)

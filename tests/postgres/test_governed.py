@@ -4,13 +4,12 @@ import datetime as dt
 import re
 from collections.abc import Collection
 from typing import Any
-from uuid import UUID
 
 import psycopg
 import pytest
 
 from outbox.core.circuit import Change, Run
-from outbox.core.model import Attempt, Dead, Delivered, Delivery, Outcome, Retry
+from outbox.core.model import NO_CONFIG, Attempt, ConfigId, Dead, Delivered, Delivery, Outcome, Retry
 from outbox.postgres import circuits, governed, queue, routing
 from outbox.postgres.pool import Link
 from outbox.postgres.replay import replay
@@ -35,7 +34,7 @@ async def claim(
 ) -> list[Delivery]:
     await governed.prepare(conn)
     found = await governed.claim_governed(
-        conn, after=UUID(int=0), slots=slots, room=room, rooms={}, lease=60, hidden=hidden
+        conn, after=NO_CONFIG, slots=slots, room=room, rooms={}, lease=60, hidden=hidden
     )
     return found.deliveries
 
@@ -74,10 +73,10 @@ async def test_route_and_the_common_claim_leave_governed_configs_alone(
     """What they are owed waits, due, for the claim that knows their rules; the others' goes out at once."""
     for fields in ({"strict_order": "hold"}, {"rate_limit": 5}, {"circuit_opened_at": "now"}):
         add_config(contacts, URL, **fields)
-    common = add_config(contacts, URL)
+    common = str(add_config(contacts, URL))
     change(contacts, "a")
     assert {each.config_id for each in await route(dconn)} == {common}
-    claimed = await queue.claim(dconn, after=UUID(int=0), slots=9, room=9, rooms={}, lease=60)
+    claimed = await queue.claim(dconn, after=NO_CONFIG, slots=9, room=9, rooms={}, lease=60)
     assert claimed.deliveries == []
     assert len(await claim(dconn)) == 3
 
@@ -150,7 +149,7 @@ async def test_a_claim_tells_whether_there_may_be_more_of_a_config(
         change(contacts, "a", record=record)
     await route(dconn)
     await governed.prepare(dconn)
-    found = await governed.claim_governed(dconn, after=UUID(int=0), slots=9, room=room, rooms={}, lease=60)
+    found = await governed.claim_governed(dconn, after=NO_CONFIG, slots=9, room=room, rooms={}, lease=60)
     assert found.cut_short is (expected == "cut short")
 
 
@@ -279,7 +278,7 @@ async def test_a_rate_limit_holds_over_all_daemons(
     contacts.execute(
         "update outbox.config_state set refilled_at = now() + interval '50 seconds', tokens = tokens + 150"
     )
-    held_back = await governed.claim_governed(dconn, after=UUID(int=0), slots=9, room=9, rooms={}, lease=60)
+    held_back = await governed.claim_governed(dconn, after=NO_CONFIG, slots=9, room=9, rooms={}, lease=60)
     assert held_back.deliveries == []
     assert held_back.refilled_in is not None
     contacts.execute("update outbox.config_state set refilled_at = now() - interval '1 hour', tokens = 0")
@@ -291,12 +290,12 @@ async def test_the_walk_over_many_configs_goes_on_where_it_ended(
     contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """A claim serves some configs, the next one those behind them, until all were served."""
-    configs = {add_config(contacts, URL, rate_limit=5) for _ in range(10)}
+    configs = {str(add_config(contacts, URL, rate_limit=5)) for _ in range(10)}
     change(contacts, "a")
     await route(dconn)
     await governed.prepare(dconn)
-    after: UUID | None = UUID(int=0)
-    served: list[UUID] = []
+    after: ConfigId | None = NO_CONFIG
+    served: list[ConfigId] = []
     sizes = []
     while after is not None:
         found = await governed.claim_governed(dconn, after=after, slots=99, room=9, rooms={}, lease=60, configs=4)
@@ -310,7 +309,7 @@ async def test_an_open_circuit_lets_a_probe_through_now_and_then(
     contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """One delivery each time, and each wait for the next is longer; nothing else is tried or counted."""
-    config = add_config(contacts, URL)
+    config = ConfigId(str(add_config(contacts, URL)))
     contacts.execute("insert into contacts (id) select i from generate_series(1, 50) as i")
     await route(dconn, slots=0)
     await circuits.note(dconn, {config: Run(failures=40, troubles=40, reason="status 503")})
@@ -330,7 +329,7 @@ async def test_an_open_circuit_lets_a_probe_through_now_and_then(
 
 async def test_each_change_is_an_event_once(contacts: psycopg.Connection, dconn: psycopg.AsyncConnection) -> None:
     """However many daemons see the reason, one makes the change, and the outbox has one row for it."""
-    config = add_config(contacts, URL)
+    config = ConfigId(str(add_config(contacts, URL)))
     for change_ in (Change.EXHAUSTED, Change.OPENED, Change.CLOSED, Change.RECOVERED, Change.DISABLED):
         assert await circuits.make(dconn, config, change_, "status 503")
         assert not await circuits.make(dconn, config, change_, "status 503")
@@ -351,7 +350,7 @@ async def test_who_is_told_of_configs_is_not_told_of(
     contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """Its circuit opens like any other's, without an event that could fail in its turn."""
-    config = add_config(contacts, URL, resource="postbackconfig")
+    config = ConfigId(str(add_config(contacts, URL, resource="postbackconfig")))
     assert await circuits.make(dconn, config, Change.OPENED, "status 429")
     assert contacts.execute("select from outbox.outbox").fetchone() is None
 
@@ -360,7 +359,7 @@ async def test_failures_are_counted_until_a_success(
     contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
 ) -> None:
     """Over batches and daemons; a success forgets them, and a config that never failed gets no row."""
-    sick, healthy = add_config(contacts, URL), add_config(contacts, URL)
+    sick, healthy = (ConfigId(str(add_config(contacts, URL))) for _ in range(2))
     for expected in (2, 4):
         found = await circuits.note(dconn, {sick: Run(failures=2, troubles=1), healthy: Run(succeeded=True)})
         assert (found[sick].failures, found[sick].troubles) == (expected, expected // 2)
@@ -370,7 +369,7 @@ async def test_failures_are_counted_until_a_success(
     assert (after[sick].failures, after[sick].troubles) == (1, 0)
     await circuits.note(dconn, {sick: Run(succeeded=True)})
     assert await circuits.failing(dconn) == set()
-    assert contacts.execute("select config_id, failures from outbox.config_state").fetchall() == [(sick, 0)]
+    assert contacts.execute("select config_id::text, failures from outbox.config_state").fetchall() == [(sick, 0)]
 
 
 async def test_a_clock_that_was_put_back_holds_nobody(
@@ -455,7 +454,7 @@ async def test_the_next_change_is_found_by_the_index_of_the_order(
     for query, arrays in ((queue._SETTLE, True), (governed._CLAIM_GOVERNED, False)):  # noqa: SLF001 - no other way to its plan
         names_ = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", query.decode())))
         values: dict[str, object] = dict.fromkeys(names_, [] if arrays else 1)
-        values |= {} if arrays else {"busy": [], "rooms": [], "passed": [], "after": UUID(int=0)}
+        values |= {} if arrays else {"busy": [], "rooms": [], "passed": [], "after": NO_CONFIG}
         rows = await (await dconn.execute(b"explain (costs off) " + query, values)).fetchall()
         plans += "\n".join(line for (line,) in rows) + "\n"
     by_index = set(re.findall(r"using (deliveries_\w+) on deliveries (?:n|e)_", plans))

@@ -4,17 +4,15 @@ import datetime as dt
 import json
 import re
 from collections import Counter
-from uuid import UUID
 
 import psycopg
 import pytest
 
 from outbox.core.bypass import TO_THE_END
-from outbox.core.model import Attempt, Dead, Delivered, Delivery, Outcome, Retry
+from outbox.core.model import NO_CONFIG, Attempt, ConfigId, Dead, Delivered, Delivery, Outcome, Retry
 from outbox.postgres import queue, routing
 from outbox.postgres.pool import Link
-
-START = UUID(int=0)
+from tests.ids import config_id
 
 
 @pytest.fixture
@@ -25,13 +23,13 @@ def contacts(conn: psycopg.Connection) -> psycopg.Connection:
     return conn
 
 
-def add_config(conn: psycopg.Connection, **fields: object) -> UUID:
+def add_config(conn: psycopg.Connection, **fields: object) -> ConfigId:
     fields = {"location_id": "L", "resource": "contact", "url": "http://127.0.0.1/", **fields}
     names, marks = ", ".join(fields), ", ".join(["%s"] * len(fields))
     query = f"insert into outbox.postback_configs ({names}) values ({marks}) returning id"  # noqa: S608 - our own names
     row = conn.execute(query.encode(), list(fields.values())).fetchone()
     assert row is not None
-    return UUID(str(row[0]))
+    return ConfigId(str(row[0]))
 
 
 async def route(conn: psycopg.AsyncConnection, slots: int = 0, room: int = 10) -> tuple[int, list[Delivery]]:
@@ -40,7 +38,7 @@ async def route(conn: psycopg.AsyncConnection, slots: int = 0, room: int = 10) -
 
 
 async def claim(conn: psycopg.AsyncConnection, slots: int = 100, room: int = 10) -> list[Delivery]:
-    return (await queue.claim(conn, after=START, slots=slots, room=room, rooms={}, lease=60)).deliveries
+    return (await queue.claim(conn, after=NO_CONFIG, slots=slots, room=room, rooms={}, lease=60)).deliveries
 
 
 async def settle(conn: psycopg.AsyncConnection, delivery: Delivery, outcome: Outcome) -> int:
@@ -73,7 +71,7 @@ async def test_route_makes_one_event_and_a_delivery_for_each_config_that_wants_i
 
 async def overtake(
     conn: psycopg.AsyncConnection,
-    flood: list[UUID],
+    flood: list[ConfigId],
     *,
     low: int = 0,
     high: int = TO_THE_END,
@@ -85,7 +83,7 @@ async def overtake(
     )  # fmt: skip
 
 
-def records(found: queue.Claimed) -> list[tuple[UUID, str]]:
+def records(found: queue.Claimed) -> list[tuple[ConfigId, str]]:
     return [(each.config_id, str(json.loads(each.data or "{}")["id"])) for each in found.deliveries]
 
 
@@ -335,14 +333,14 @@ async def test_every_config_has_its_turn(contacts: psycopg.Connection, dconn: ps
     wanted = {add_config(contacts) for _ in range(40)}
     contacts.execute("insert into contacts select i, 'L', 'x' from generate_series(1, 20) i")
     await route(dconn)
-    served = Counter[UUID]()
-    after = START
+    served = Counter[ConfigId]()
+    after = NO_CONFIG
     for _ in range(16):
         claimed = await queue.claim(dconn, after=after, slots=10, room=4, rooms={}, lease=60)
         ids = [delivery.config_id for delivery in claimed.deliveries]
         assert ids == sorted(ids)
         served.update(ids)
-        after = START if len(ids) < 10 else ids[-1]
+        after = NO_CONFIG if len(ids) < 10 else ids[-1]
     assert served.keys() == wanted
 
 
@@ -353,9 +351,9 @@ async def test_a_claim_finds_the_same_whoever_was_served_before(
     configs = sorted(add_config(contacts) for _ in range(9))
     contacts.execute("insert into contacts select i, 'L', 'x' from generate_series(1, 3) i")
     await route(dconn)
-    contacts.execute("delete from outbox.deliveries where config_id = any (%s)", [configs[3:5]])
-    for served in ([], configs, configs[::2], configs[:1], configs[4:6], configs[-1:], [UUID(int=2**128 - 2)]):
-        for after in (START, configs[2], configs[3]):
+    contacts.execute("delete from outbox.deliveries where config_id = any (%s::uuid[])", [configs[3:5]])
+    for served in ([], configs, configs[::2], configs[:1], configs[4:6], configs[-1:], [config_id(2**128 - 2)]):
+        for after in (NO_CONFIG, configs[2], configs[3]):
             await dconn.execute("begin")
             found = await queue.claim(
                 dconn, after=after, slots=99, room=2, rooms=dict.fromkeys(served, 1), lease=60, since={}
@@ -381,12 +379,14 @@ async def test_a_claim_looks_at_a_served_config_from_where_it_came(
         "update outbox.deliveries as d set due_at = now() - interval '1 hour' + n.n / 3 * interval '1 minute' "
         "from numbered as n where d.event_id = n.event_id"
     )
-    first = await queue.claim(dconn, after=START, slots=99, room=3, rooms={}, lease=60)
+    first = await queue.claim(dconn, after=NO_CONFIG, slots=99, room=3, rooms={}, lease=60)
     assert first.reached.keys() == {config}
     assert await queue.release(dconn, first.deliveries[:1], after=-3600) == 1
-    second = await queue.claim(dconn, after=START, slots=99, room=3, rooms={config: 9}, lease=60, since=first.reached)
+    second = await queue.claim(
+        dconn, after=NO_CONFIG, slots=99, room=3, rooms={config: 9}, lease=60, since=first.reached
+    )
     assert len(second.deliveries) == 3
-    assert len((await queue.claim(dconn, after=START, slots=99, room=3, rooms={}, lease=60)).deliveries) == 1
+    assert len((await queue.claim(dconn, after=NO_CONFIG, slots=99, room=3, rooms={}, lease=60)).deliveries) == 1
 
 
 async def test_what_a_try_brought_is_kept_to_the_letter(
@@ -426,7 +426,7 @@ async def test_no_statement_reads_the_whole_debt_for_its_few_rows(contacts: psyc
     for query, values in (
         (queue._SETTLE, {}),  # noqa: SLF001 - no other way to its plan
         (queue._RELEASE, {"after": 0, "begun": False}),  # noqa: SLF001
-        (queue._CLAIM, {"after": START, "slots": 9, "room": 9, "lease": 60}),  # noqa: SLF001
+        (queue._CLAIM, {"after": NO_CONFIG, "slots": 9, "room": 9, "lease": 60}),  # noqa: SLF001
     ):
         asked: dict[str, object] = {name: [] for name in re.findall(r"%\((\w+)\)s", query.decode())}
         rows = await (await fresh.execute(b"explain (costs off) " + query, asked | values)).fetchall()

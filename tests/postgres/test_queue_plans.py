@@ -6,14 +6,13 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Self
-from uuid import UUID
 
 import psycopg
 import pytest
 from psycopg.rows import Row
 
 from outbox.core.bypass import TO_THE_END
-from outbox.core.model import Attempt, Delivered, Delivery
+from outbox.core.model import NO_CONFIG, Attempt, ConfigId, Delivered, Delivery
 from outbox.postgres import queue, routing
 from outbox.postgres.pool import Link
 
@@ -125,7 +124,7 @@ async def daemons(every_db: str, owing: psycopg.Connection) -> AsyncIterator[Dae
 
 
 async def claim(conn: psycopg.AsyncConnection) -> list[Delivery]:
-    return (await queue.claim(conn, after=UUID(int=0), slots=SLOTS, room=10, rooms={}, lease=60)).deliveries
+    return (await queue.claim(conn, after=NO_CONFIG, slots=SLOTS, room=10, rooms={}, lease=60)).deliveries
 
 
 async def test_a_claim_reads_what_is_due_by_its_partial_index_and_little_more_than_it_takes(daemons: Daemons) -> None:
@@ -153,11 +152,11 @@ async def test_a_claim_reads_little_of_what_was_delivered_while_somebody_holds_a
         holder.execute("select from outbox.deliveries")
         for _ in range(60):  # each at a moment of its own
             await routing.route(daemons.conn, low=0, rows=100, slots=0, room=1, rooms={}, lease=60)
-        reached: dict[UUID, dt.datetime] = {}
+        reached: dict[ConfigId, dt.datetime] = {}
         for _ in range(50):
             rooms = dict.fromkeys(reached, SLOTS)
             found = await queue.claim(
-                daemons.conn, after=UUID(int=0), slots=SLOTS, room=SLOTS, rooms=rooms, lease=60, since=reached
+                daemons.conn, after=NO_CONFIG, slots=SLOTS, room=SLOTS, rooms=rooms, lease=60, since=reached
             )
             reached |= found.reached
             tries = [Attempt(each, Delivered(), 200, b"", 5, dt.datetime.now(dt.UTC)) for each in found.deliveries]
@@ -166,7 +165,7 @@ async def test_a_claim_reads_little_of_what_was_delivered_while_somebody_holds_a
         for marks in ({}, reached):
             await daemons.conn.execute("begin")
             found = await queue.claim(
-                daemons.conn, after=UUID(int=0), slots=SLOTS, room=SLOTS, rooms=dict.fromkeys(marks, SLOTS), lease=60,
+                daemons.conn, after=NO_CONFIG, slots=SLOTS, room=SLOTS, rooms=dict.fromkeys(marks, SLOTS), lease=60,
                 since=marks,
             )  # fmt: skip
             await daemons.conn.execute("rollback")
@@ -240,7 +239,7 @@ async def test_a_look_behind_a_flood_reads_each_of_its_rows_once_and_the_configs
                   "select 'CREATE', 'contact', n::text, 'L0', '{}' from generate_series(1, 20000) n")  # fmt: skip
     owing.execute(_CAPTURED.encode(), [3, 3])
     owing.execute("analyze outbox.outbox")
-    row = owing.execute("select id from outbox.postback_configs where location_id = 'L0'").fetchone()
+    row = owing.execute("select id::text from outbox.postback_configs where location_id = 'L0'").fetchone()
     assert row is not None
     await daemons.conn.execute("begin")
     found = await routing.overtake(
