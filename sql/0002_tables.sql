@@ -4,7 +4,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (2, 'tables', '9906b36effdf2ce7369c3799cdb414b173ad9a9dbf38fd83c4f5826f16b6b91a');
+values (2, 'tables', '711be7a111f19444ba6fbc2b0f9f35b573fbcbe744d6b3e3a244bb9cfed4db2e');
 
 -- A type of its own and not a CHECK: PostgreSQL reads a CHECK's text anew in each statement, 4 µs of each write.
 create type outbox.change as enum ('CREATE', 'UPDATE', 'DELETE');
@@ -153,6 +153,7 @@ create table outbox.config_state (
     failures integer not null default 0,
     troubles integer not null default 0,
     failing_since timestamptz,
+    failed_at timestamptz,
     tokens double precision not null default 1,
     refilled_at timestamptz not null default now(),
     probes integer not null default 0,
@@ -169,6 +170,9 @@ comment on table outbox.config_state is 'How a config fares that fails or is gov
 comment on column outbox.config_state.failures is 'Failed tries since the last success.';
 comment on column outbox.config_state.troubles is
     'Of these, the ones that speak of the whole endpoint: no answer, 408, 429 and 5xx.';
+comment on column outbox.config_state.failing_since is
+    'Its first failure after the last success, or after a long silence.';
+comment on column outbox.config_state.failed_at is 'When its last failure was counted.';
 comment on column outbox.config_state.tokens is 'Tries that its rate limit allows, as of refilled_at.';
 comment on column outbox.config_state.probe_at is 'When its open circuit lets the next probe through.';
 create index config_state_failing on outbox.config_state (config_id) where failures > 0;

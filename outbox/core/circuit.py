@@ -16,6 +16,10 @@ OPENS_AFTER = 30
 DISABLES_AFTER = 20
 """Failures in a row that a config must have, at the least, to be switched off."""
 
+SILENCE_PART = 2
+"""Who had no failure for this part of the time after which it is switched off begins that time anew: one POST that
+failed a week ago, and nothing since, is no week of failures."""
+
 SETTLED_SECONDS = 300.0
 """A config that died and succeeds is not called recovered before: one that refuses every other postback is no news."""
 
@@ -54,7 +58,7 @@ class Condition:
     failures: int
     troubles: int
     failing_seconds: float
-    """Since its first failure after the last success."""
+    """Since its first failure after the last success, or after a long silence."""
     is_active: bool
     circuit_is_open: bool
     exhausted_seconds: float | None

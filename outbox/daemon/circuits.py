@@ -6,7 +6,7 @@ from dataclasses import replace
 import psycopg
 import structlog
 
-from outbox.core.circuit import Change, Run, changes, runs, together
+from outbox.core.circuit import SILENCE_PART, Change, Run, changes, runs, together
 from outbox.core.model import Attempt, ConfigId
 from outbox.postgres import circuits
 
@@ -56,7 +56,7 @@ class Circuits:
             return False
         counted = {config_id: told.get(config_id, _NOTHING) for config_id in told | self._unmade}
         try:
-            conditions = await circuits.note(conn, counted)
+            conditions = await circuits.note(conn, counted, silence=self._disable_after / SILENCE_PART or None)
         except BaseException as error:
             if getattr(error, "sqlstate", None) is None:
                 told.clear()

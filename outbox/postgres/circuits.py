@@ -32,15 +32,16 @@ with told as materialized (
         troubles = case when t.succeeded then 0 else s.troubles end + t.troubles,
         failing_since = case
             when t.failures = 0 and (t.succeeded or s.failures = 0) then null
-            when t.succeeded then now()
+            when t.succeeded or s.failed_at < now() - make_interval(secs => %(silence)s) then now()
             else coalesce(s.failing_since, now())
-        end
+        end,
+        failed_at = case when t.failures > 0 then now() else s.failed_at end
     from held as h join told as t on t.config_id = h.config_id
     where s.config_id = h.config_id
     returning s.config_id, s.failures, s.troubles, s.failing_since
 ), begun as (
-    insert into outbox.config_state as s (config_id, failures, troubles, failing_since)
-    select t.config_id, t.failures, t.troubles, now() from told as t
+    insert into outbox.config_state as s (config_id, failures, troubles, failing_since, failed_at)
+    select t.config_id, t.failures, t.troubles, now(), now() from told as t
     where t.failures > 0 and not exists (select from held as h where h.config_id = t.config_id)
     order by t.config_id
     on conflict (config_id) do nothing
@@ -91,8 +92,13 @@ select c.id::text from outbox.postback_configs as c where c.exhausted_at is not 
 """
 
 
-async def note(conn: AsyncConnection, told: Mapping[ConfigId, Run]) -> dict[ConfigId, Condition]:
-    """Count the tries and return how each config stands now; deleted ones are left out."""
+async def note(
+    conn: AsyncConnection, told: Mapping[ConfigId, Run], *, silence: float | None
+) -> dict[ConfigId, Condition]:
+    """Count the tries and return how each config stands now; deleted ones are left out.
+
+    `silence`: who had no failure for so many seconds fails since now; None: for however long.
+    """
     cursor = await conn.execute(
         _NOTE.encode(),
         {
@@ -100,6 +106,7 @@ async def note(conn: AsyncConnection, told: Mapping[ConfigId, Run]) -> dict[Conf
             "succeeded": [each.succeeded for each in told.values()],
             "failures": [each.failures for each in told.values()],
             "troubles": [each.troubles for each in told.values()],
+            "silence": silence,
         },
     )
     return {

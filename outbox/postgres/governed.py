@@ -12,7 +12,7 @@ from psycopg import AsyncConnection
 from outbox.core.model import ConfigId, Delivery
 from outbox.postgres.arrays import array, numbers
 from outbox.postgres.circuits import FIRST_PROBE_SECONDS, LONGEST_PROBE_SECONDS
-from outbox.postgres.queue import Claimed
+from outbox.postgres.queue import Claimed, in_utc
 from outbox.postgres.routing import ID_BEGINS
 from outbox.postgres.statements import statement
 
@@ -299,4 +299,4 @@ async def claim_governed(
     found = await cursor.fetchall()
     now, walked_to, refilled_in, parked_for, cut_short = found[0][:5]
     deliveries = [Delivery._make(row[5:]) for row in found if row[5] is not None]
-    return Governed(deliveries, now, walked_to, refilled_in, parked_for, cut_short)
+    return Governed(deliveries, in_utc(now), walked_to, refilled_in, parked_for, cut_short)

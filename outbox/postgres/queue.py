@@ -5,7 +5,7 @@ Only the database's now() decides when something is due. No statement here holds
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 
 from psycopg import AsyncConnection
 
@@ -196,7 +196,7 @@ class Claimed:
 
     deliveries: list[Delivery]
     now: datetime | None
-    """The database's time of the lease; None when there is nothing."""
+    """The database's time of the lease, in UTC; None when there is nothing."""
     reached: Mapping[ConfigId, datetime] = field(default_factory=dict, kw_only=True)
     """Up to what was due when a claim came with each of these configs."""
 
@@ -228,7 +228,15 @@ async def claim(
     found = await cursor.fetchall()
     deliveries = [Delivery._make(row[2:]) for row in found]
     reached = {delivery.config_id: row[1] for delivery, row in zip(deliveries, found, strict=True)}
-    return Claimed(deliveries, found[0][0] if found else None, reached=reached)
+    return Claimed(deliveries, in_utc(found[0][0]) if found else None, reached=reached)
+
+
+def in_utc(time: datetime) -> datetime:
+    """Return the same moment in UTC. PostgreSQL gives it in the session's time zone, which may be a server's own.
+
+    With summer time, adding seconds to it would go wrong: of the hour that there is twice Python takes the first.
+    """
+    return time.astimezone(UTC)
 
 
 @dataclass(frozen=True, slots=True)

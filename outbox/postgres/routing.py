@@ -9,7 +9,7 @@ from psycopg import AsyncConnection
 from outbox.core.low_water import Snapshot
 from outbox.core.model import ConfigId, Delivery
 from outbox.postgres.arrays import array, numbers
-from outbox.postgres.queue import Claimed
+from outbox.postgres.queue import Claimed, in_utc
 from outbox.postgres.statements import statement
 
 # An event's id begins with its seq: 60 bits, and the version between them, so that ids sort in the order of capture.
@@ -270,7 +270,9 @@ async def _route(
     left = dict(zip(left_of or (), left_over or (), strict=True))
     _, end, under_way = snapshot.split(":")
     seen = Snapshot(int(end), frozenset(int(each) for each in under_way.split(",") if each))
-    return Routed(deliveries, now, routed, first, top, to_the_end, left_to_others, in_order, created, left, seen)
+    return Routed(
+        deliveries, in_utc(now), routed, first, top, to_the_end, left_to_others, in_order, created, left, seen
+    )
 
 
 # Below the mark of the routes: whatever is there was committed after they had passed it, or is being routed by another

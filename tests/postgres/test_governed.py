@@ -312,7 +312,7 @@ async def test_an_open_circuit_lets_a_probe_through_now_and_then(
     config = ConfigId(str(add_config(contacts, URL)))
     contacts.execute("insert into contacts (id) select i from generate_series(1, 50) as i")
     await route(dconn, slots=0)
-    await circuits.note(dconn, {config: Run(failures=40, troubles=40, reason="status 503")})
+    await circuits.note(dconn, {config: Run(failures=40, troubles=40, reason="status 503")}, silence=None)
     assert await circuits.make(dconn, config, Change.OPENED, "status 503")
     assert not await circuits.make(dconn, config, Change.OPENED, "status 503")
     assert await claim(dconn) == []
@@ -361,15 +361,32 @@ async def test_failures_are_counted_until_a_success(
     """Over batches and daemons; a success forgets them, and a config that never failed gets no row."""
     sick, healthy = (ConfigId(str(add_config(contacts, URL))) for _ in range(2))
     for expected in (2, 4):
-        found = await circuits.note(dconn, {sick: Run(failures=2, troubles=1), healthy: Run(succeeded=True)})
+        found = await circuits.note(
+            dconn, {sick: Run(failures=2, troubles=1), healthy: Run(succeeded=True)}, silence=None
+        )
         assert (found[sick].failures, found[sick].troubles) == (expected, expected // 2)
         assert (found[healthy].failures, found[healthy].failing_seconds) == (0, 0.0)
     assert await circuits.failing(dconn) == {sick}
-    after = await circuits.note(dconn, {sick: Run(succeeded=True, failures=1)})
+    after = await circuits.note(dconn, {sick: Run(succeeded=True, failures=1)}, silence=None)
     assert (after[sick].failures, after[sick].troubles) == (1, 0)
-    await circuits.note(dconn, {sick: Run(succeeded=True)})
+    await circuits.note(dconn, {sick: Run(succeeded=True)}, silence=None)
     assert await circuits.failing(dconn) == set()
     assert contacts.execute("select config_id::text, failures from outbox.config_state").fetchall() == [(sick, 0)]
+
+
+@pytest.mark.parametrize(("silent_for", "failing_for"), [("47 hours", 4), ("49 hours", 0)])
+async def test_after_a_long_silence_failures_begin_anew(
+    silent_for: str, failing_for: int, contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
+) -> None:
+    """One POST that failed last week, and none since, is not a week of failures."""
+    config = ConfigId(str(add_config(contacts, URL)))
+    failed = {config: Run(failures=1, reason="status 503")}
+    await circuits.note(dconn, failed, silence=2 * 86_400)
+    aged = "update outbox.config_state set failing_since = now() - interval '4 days', failed_at = now() - %s::interval"
+    contacts.execute(aged.encode(), [silent_for])
+    for failures in (2, 3):
+        condition = (await circuits.note(dconn, failed, silence=2 * 86_400))[config]
+        assert (condition.failures, round(condition.failing_seconds / 86_400)) == (failures, failing_for)
 
 
 async def test_a_clock_that_was_put_back_holds_nobody(

@@ -10,7 +10,7 @@ import pytest
 
 from outbox.core.bypass import TO_THE_END
 from outbox.core.model import NO_CONFIG, Attempt, ConfigId, Dead, Delivered, Delivery, Outcome, Retry
-from outbox.postgres import queue, routing
+from outbox.postgres import governed, queue, routing
 from outbox.postgres.pool import Link
 from tests.ids import config_id
 
@@ -409,6 +409,20 @@ async def test_what_a_try_brought_is_kept_to_the_letter(
     ]  # fmt: skip
     assert {(error, at) for _, error, at, _ in kept} == {('status 500: ? "\\', at)}
     assert [created for _, _, _, created in kept] == [each.event_created_at for each in leased]
+
+
+async def test_the_time_of_a_lease_is_in_utc_whatever_zone_the_server_keeps(
+    contacts: psycopg.Connection, dconn: psycopg.AsyncConnection
+) -> None:
+    """Times of tries are reckoned from it, which Python does wrong in the hour that summer time ends with."""
+    add_config(contacts)
+    contacts.execute("insert into contacts values (1, 'L', 'x'), (2, 'L', 'x')")
+    await dconn.execute("set timezone = 'Europe/Berlin'")
+    routed = await routing.route(dconn, low=0, rows=9, slots=1, room=1, rooms={}, lease=60)
+    claimed = await queue.claim(dconn, after=NO_CONFIG, slots=9, room=9, rooms={}, lease=60)
+    nothing = await governed.claim_governed(dconn, after=NO_CONFIG, slots=9, room=9, rooms={}, lease=60)
+    assert (len(routed.deliveries), len(claimed.deliveries)) == (1, 1)
+    assert [each.now and each.now.tzinfo for each in (routed, claimed, nothing)] == [dt.UTC] * 3
 
 
 async def test_no_statement_reads_the_whole_debt_for_its_few_rows(contacts: psycopg.Connection, db: str) -> None:
