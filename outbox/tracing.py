@@ -75,9 +75,14 @@ class TrySpan:
         self._span = span
 
     @property
-    def traceparent(self) -> str:
-        """What the subscriber gets, so that his spans are children of this one (W3C Trace Context)."""
+    def traceparent(self) -> str | None:
+        """What the subscriber gets, so that his spans are children of this one (W3C Trace Context).
+
+        None where nothing is traced, by OTEL_SDK_DISABLED: an id of zeros is no header that he could read.
+        """
         context = self._span.get_span_context()
+        if not context.is_valid:
+            return None
         return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
     def end(self, attempt: Attempt, result: Answer | Failure) -> None:

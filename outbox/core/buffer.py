@@ -73,8 +73,7 @@ class Buffer:
         """Configs whose last POST timed out, with the number of its start."""
         self._answered: dict[ConfigId, float] = {}
         """Configs that are known to be quick and have nothing in hand, with the time of the last answer."""
-        self.failing: AbstractSet[ConfigId] = frozenset()
-        """Configs whose last try failed, whoever made it: of whom nothing else is known, they are taken for slow."""
+        self._failing: AbstractSet[ConfigId] = frozenset()
         self._clock = 0.0
         self._marked_at = 0.0
         self._others_at = 0.0
@@ -194,6 +193,16 @@ class Buffer:
         quick = sum(rooms.get(config_id, 0) for config_id, lane in self._lanes.items() if lane.standing is QUICK)
         return min(self.slots, quick + self._unproven_room // 2 + 1)
 
+    def note_failing(self, config_ids: AbstractSet[ConfigId]) -> None:
+        """Learn whose last try failed, whoever made it: of whom nothing else is known, they are taken for slow.
+
+        Who timed out here, has nothing in hand and is not among them recovered elsewhere, or is sent no more to.
+        """
+        self._failing = config_ids
+        for known in (self._timed_out, self._limits):
+            for config_id in [each for each in known if each not in config_ids and each not in self._lanes]:
+                del known[config_id]
+
     def put(self, claimed: Iterable[Held]) -> None:
         """Take claimed deliveries in hand, in the order of their leases."""
         for held in claimed:
@@ -214,7 +223,7 @@ class Buffer:
         elif answered_at >= self._known_since:
             standing = QUICK
         else:
-            standing = SLOW if config_id in self.failing else UNKNOWN
+            standing = SLOW if config_id in self._failing else UNKNOWN
         started = self._timed_out.get(config_id, 0)
         return Lane(limit, float(self._per_config), standing, started, answered_at=answered_at, allowance=limit)
 

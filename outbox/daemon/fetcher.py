@@ -120,7 +120,7 @@ class Fetcher:
                 await self._claimer.connect()
                 found = await self._turn(conn) or await self._look_once_more(conn)
             except TRANSIENT as error:
-                self._outage.began(error)
+                self._outage.note(error)
                 self._doorbell.forget()
                 self._low_water.ask(time.monotonic(), at_once=True)  # also where the look below had no answer
                 self._router.forget()
@@ -166,7 +166,7 @@ class Fetcher:
         self._recheck_at = now + RECHECK_SECONDS
         await self._targets.reload(conn, self._buffer.config_ids)
         await self._circuits.refresh(conn)
-        self._buffer.failing = self._circuits.failing
+        self._buffer.note_failing(self._circuits.failing)
         await self._governed_claimer.prepare(conn)
 
     async def _look_meanwhile(self, conn: psycopg.AsyncConnection, *, may_claim: bool) -> bool:

@@ -12,7 +12,7 @@ import structlog
 
 from outbox.postgres import housekeeping, migrations, retention
 from outbox.postgres.housekeeping import ElsewhereError
-from outbox.postgres.pool import TRANSIENT, Link
+from outbox.postgres.pool import TRANSIENT, Link, is_away
 from outbox.settings import Settings
 
 _EVERY = 60.0
@@ -47,7 +47,7 @@ class Housekeeper:
                 pass  # another daemon is at it; what it leaves is for the next round
             except Exception as error:  # noqa: BLE001 - whatever it is, there is a next round
                 # That the database is away, the fetch loop says.
-                if not (isinstance(error, TRANSIENT) and _is_outage(error)):
+                if not (isinstance(error, TRANSIENT) and is_away(error)):
                     log.warning("housekeeping.failed", error=_short(error))
             finally:
                 await self.close()
@@ -122,12 +122,6 @@ class Housekeeper:
 
 def _ms_since(begun: float) -> int:
     return round((time.monotonic() - begun) * 1000)
-
-
-def _is_outage(error: Exception) -> bool:
-    """Tell a server that is away or ending from one that answered."""
-    state = error.sqlstate if isinstance(error, psycopg.Error) else None
-    return state is None or state.startswith(("08", "57P"))
 
 
 def _short(error: Exception) -> str:

@@ -4,6 +4,7 @@ Behind PgBouncer in transaction mode nothing is heard, and a LISTEN would be lef
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import psycopg
@@ -15,15 +16,19 @@ from outbox.postgres.pool import TRANSIENT, Link
 LOOK_AFTER_SECONDS = 60.0
 """Seconds after which one looks whether the link still lives."""
 
+TOLD_AFTER_SECONDS = 30.0
+"""Of a link that can not be had for so long is told: where the whole database is away, another loop says so at once."""
+
 log = structlog.get_logger("outbox")
 
 
 async def listen(link: Link, wake: Callable[[], None]) -> None:
-    """Call `wake` for each notification, for ever. A lost connection is opened anew, without a word: it is a hint.
+    """Call `wake` for each notification, for ever. A lost connection is opened anew.
 
     Returns, after one warning, where a pooler keeps notifications from coming.
     """
     backoff = ReconnectBackoff()
+    heard_at, is_told = time.monotonic(), False
     while True:
         try:
             conn = await link.connection()
@@ -33,13 +38,19 @@ async def listen(link: Link, wake: Callable[[], None]) -> None:
                 return
             await conn.execute("listen outbox")
             backoff.restored()
+            if is_told:
+                log.info("listen.returned")
+            is_told = False
             while True:
+                heard_at = time.monotonic()
                 wake()  # for what was missed until here
                 async for _ in conn.notifies(timeout=LOOK_AFTER_SECONDS):
                     wake()
                 await conn.execute("select")  # a link that is dead gives no answer within the deadline
-        except (psycopg.Error, *TRANSIENT):
-            pass
+        except (psycopg.Error, *TRANSIENT) as error:
+            if not is_told and time.monotonic() - heard_at > TOLD_AFTER_SECONDS:
+                is_told = True
+                log.warning("listen.lost", error=" ".join(str(error).split())[:300])
         except asyncio.CancelledError:
             await link.drop()
             raise

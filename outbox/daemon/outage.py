@@ -3,7 +3,10 @@
 import asyncio
 import random
 
+import psycopg
 import structlog
+
+from outbox.postgres.pool import is_away
 
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
@@ -18,16 +21,24 @@ class Outage:
         self.lasts = False
         self.count = 0
         """How many began."""
+        self._told: str | None = None
+        """The SQLSTATE of the failure that was told last, if nothing went well since."""
 
-    def began(self, error: Exception) -> None:
-        """Say so: a statement failed for want of the database."""
-        if not self.lasts:
-            self.lasts = True
-            self.count += 1
-            log.warning("database.lost", error=" ".join(str(error).split())[:300])
+    def note(self, error: Exception) -> None:
+        """Say what kept a statement from going well: that the database is away, or else why it gave that one up."""
+        said = " ".join(str(error).split())[:300]
+        if is_away(error):
+            if not self.lasts:
+                self.lasts = True
+                self.count += 1
+                log.warning("database.lost", error=said)
+        elif isinstance(error, psycopg.Error) and error.sqlstate != self._told:
+            self._told = error.sqlstate
+            log.warning("statement.failed", sqlstate=error.sqlstate, error=said)
 
     def ended(self) -> None:
         """Say so: a statement was answered again."""
+        self._told = None
         if self.lasts:
             self.lasts = False
             log.info("database.returned")

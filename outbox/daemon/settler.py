@@ -118,7 +118,7 @@ class Settler:
                 await self._release(conn)
                 await self._note(conn, batch)
             except TRANSIENT as error:
-                self._outage.began(error)
+                self._outage.note(error)
                 await self._link.drop()
                 await backoff.wait()
                 continue

@@ -86,9 +86,14 @@ select outbox.tell_of_config(c.id, %(change)s, %(reason)s) from changed as c
 """
 
 _FAILING = """
-select s.config_id::text from outbox.config_state as s where s.failures > 0
+select c.id::text from outbox.config_state as s
+cross join lateral (
+    select c.id from outbox.postback_configs as c where c.id = s.config_id and c.is_active and c.deleted_at is null
+) as c
+where s.failures > 0
 union
-select c.id::text from outbox.postback_configs as c where c.exhausted_at is not null
+select c.id::text from outbox.postback_configs as c
+where c.exhausted_at is not null and c.is_active and c.deleted_at is null
 """
 
 
@@ -129,5 +134,5 @@ async def make(conn: AsyncConnection, config_id: ConfigId, change: Change, reaso
 
 
 async def failing(conn: AsyncConnection) -> set[ConfigId]:
-    """Return the configs whose next success is news: their last try failed, by any daemon's count, or one died."""
+    """Return the active configs whose next success is news: the last try failed, by any daemon's count, or one died."""
     return {config_id for (config_id,) in await (await conn.execute(_FAILING.encode())).fetchall()}

@@ -59,6 +59,15 @@ link through it can be dead for ever without an error. Longer than any statement
 TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError, OSError)
 """What passes when the database is back: connection lost or refused, shutdown, deadlock, disk full, a standby."""
 
+_AWAY = ("08", "25006", "53", "57P", "58", "XX")
+"""Of these, what says that the server can not be used: no connection, read-only, out of room, shutting down, broken."""
+
+
+def is_away(error: Exception) -> bool:
+    """Tell a server that can not be used from one that answered, and gave up one statement: it waited too long, say."""
+    state = error.sqlstate if isinstance(error, psycopg.Error) else None
+    return state is None or state.startswith(_AWAY)
+
 
 class _Connection(psycopg.AsyncConnection[Any]):
     """A connection that reads what has come without asking the event loop whether it has.

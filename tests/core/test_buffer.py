@@ -362,7 +362,7 @@ def test_those_that_are_late_leave_slots_to_others(seconds: float, most: int, *,
 def test_slow_ones_that_have_been_alone_for_some_time_have_three_quarters() -> None:
     """At first somebody else may come; and so it is when somebody has."""
     buffer = Buffer(concurrency=40, per_config=1)
-    buffer.failing = {config_id(config) for config in range(100)}
+    buffer.note_failing({config_id(config) for config in range(100)})
     for config in range(100):
         buffer.put(deliveries(config, 1, start=1000 * config))
     buffer.measure(0.1)
@@ -391,7 +391,7 @@ def test_one_claim_brings_no_more_of_the_unknown_than_leaves_room_to_others() ->
 def test_who_failed_last_is_taken_for_slow_until_it_is_answered_soon() -> None:
     """As after a restart: it leaves slots to those of whom nothing is known, and is quick again at once."""
     buffer = Buffer(concurrency=40, per_config=10)
-    buffer.failing = {config_id(1)}
+    buffer.note_failing({config_id(1)})
     buffer.put(deliveries(1, 2))
     buffer.put(deliveries(2, 2, start=100))
     take_all(buffer)
@@ -653,3 +653,21 @@ def test_who_comes_new_has_room_beside_hundreds_that_hang(hanging: int) -> None:
         claim_half(buffer, hanging)
     assert buffer.slots > 100
     assert buffer.room > 3
+
+
+def test_who_timed_out_and_is_sent_no_more_to_is_forgotten() -> None:
+    """Deleted, switched off, or recovered by another daemon's count: else its metric would stay up for ever."""
+    buffer = Buffer(concurrency=8, per_config=8)
+    buffer.put(deliveries(1, 1) + deliveries(2, 1))
+    take_all(buffer)
+    both = {config_id(1), config_id(2)}
+    for each in both:
+        buffer.finished(each, timed_out=True, seconds=15.0)
+    buffer.note_failing(set())  # not settled yet, and so not counted
+    assert (buffer.timed_out, buffer.limited) == (2, 2)
+    for _ in range(100):
+        buffer.measure(0.1)
+    buffer.note_failing(both)
+    assert (buffer.timed_out, buffer.limited) == (2, 2)
+    buffer.note_failing({config_id(2)})
+    assert (buffer.timed_out, buffer.limited) == (1, 1)

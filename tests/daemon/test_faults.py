@@ -293,6 +293,25 @@ async def test_a_settle_that_is_kept_waiting_comes_before_the_next_claim(contact
         assert len(receiver.requests) == 20
 
 
+async def test_a_statement_that_is_given_up_is_no_outage(contacts: psycopg.Connection, db: str) -> None:
+    """A server that answers that it waited too long for a lock is there: it is told once, with the error's code."""
+    impatient = psycopg.conninfo.make_conninfo(db, options="-c lock_timeout=20ms")
+    with Receiver() as receiver, psycopg.connect(db) as blocker, capture_logs() as logs:
+        add_config(contacts, receiver.url)
+
+        def told(event: str) -> list[str]:
+            return [each.get("sqlstate", "") for each in logs if each["event"] == event]
+
+        async with running(impatient, poll_interval=0.05):
+            blocker.execute("lock table outbox.outbox in access exclusive mode")
+            await eventually(lambda: told("statement.failed") == ["55P03"])
+            blocker.rollback()
+            add_contacts(contacts, 1, 5)
+            await receiver.wait_for_async(5)
+            await eventually(lambda: not owed(contacts))
+        assert told("database.lost") == told("database.returned") == []
+
+
 async def test_a_stop_does_not_wait_for_a_statement_that_is_blocked(contacts: psycopg.Connection, db: str) -> None:
     """A migration or a dump that locks our tables does not keep the daemon from ending."""
     with psycopg.connect(db) as blocker:

@@ -91,6 +91,24 @@ def test_a_change_without_a_trace_begins_one(
         assert receiver.requests[0].headers["traceparent"].split("-")[1] == span.trace_id.hex()
 
 
+def test_nobody_gets_the_id_of_a_span_that_is_none(
+    conn: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where OpenTelemetry is switched off by its own variable, the writer's trace is passed on, and none is made up."""
+    attach_contacts(conn)
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    with Receiver() as receiver:
+        add_config(conn, receiver.url)
+        conn.execute("insert into contacts (id) values (1)")
+        with conn.transaction():
+            conn.execute(f"set local outbox.traceparent = '00-{TRACE_ID}-{PARENT_ID}-01'".encode())
+            conn.execute("insert into contacts (id) values (2)")
+        with daemon_process(db, "--until-empty", tracing="true") as daemon:
+            assert daemon.process.wait(timeout=60) == 0
+        said = [each.headers.get("traceparent") for each in sorted(receiver.requests, key=lambda each: each.data["id"])]
+        assert said == [None, f"00-{TRACE_ID}-{PARENT_ID}-01"]
+
+
 def test_a_collector_that_is_away_costs_nothing(
     conn: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -367,6 +367,9 @@ async def test_failures_are_counted_until_a_success(
         assert (found[sick].failures, found[sick].troubles) == (expected, expected // 2)
         assert (found[healthy].failures, found[healthy].failing_seconds) == (0, 0.0)
     assert await circuits.failing(dconn) == {sick}
+    contacts.execute("update outbox.postback_configs set is_active = false")
+    assert await circuits.failing(dconn) == set()
+    contacts.execute("update outbox.postback_configs set is_active = true")
     after = await circuits.note(dconn, {sick: Run(succeeded=True, failures=1)}, silence=None)
     assert (after[sick].failures, after[sick].troubles) == (1, 0)
     await circuits.note(dconn, {sick: Run(succeeded=True)}, silence=None)
