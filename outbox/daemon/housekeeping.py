@@ -36,6 +36,7 @@ class Housekeeper:
         )
         self._prune_at = time.monotonic()
         self._refused: set[str] = set()
+        self._owed: set[str] = set()
         self._differences: Sequence[str] = ()
 
     async def keep_house(self) -> None:
@@ -106,6 +107,16 @@ class Housekeeper:
         self._prune_at = time.monotonic() + (0 if report.left or report.default_left else _PRUNE_EVERY)
         for each in report.left:
             log.warning("housekeeping.postponed", partition=each.partition, reason=each.error or each.fate)
+        for each in report.partitions:
+            if each.fate is retention.Fate.OWED and each.partition not in self._owed:
+                self._owed.add(each.partition)
+                log.warning(
+                    "housekeeping.kept",
+                    partition=each.partition,
+                    events=each.kept,
+                    bytes=each.bytes,
+                    hint="past its retention, and most of it is owed: by paused and inactive configs, say",
+                )
         for name in sorted(report.default_left):
             log.warning("housekeeping.postponed", partition=name, reason=retention.Fate.HELD)
         if report.went or report.dead or any(report.default_rows.values()):

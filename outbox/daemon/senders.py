@@ -44,7 +44,7 @@ log = structlog.get_logger("outbox")
 class Senders:
     """As many tasks as there are POSTs in flight; each goes on while there is something to send.
 
-    `wake` is set when a config that may be owed more has done half of what is in hand.
+    `wake` is set when a config that may be owed more has done a quarter of what it may have in hand.
     """
 
     def __init__(

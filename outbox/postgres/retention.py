@@ -112,11 +112,6 @@ class Report:
         """The partitions to try again soon."""
         return [each for each in self.partitions if each.fate in {Fate.BUSY, Fate.HELD, Fate.FAILED}]
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether there was nothing to do."""
-        return not (self.went or self.left or self.dead or any(self.default_rows.values()) or self.default_left)
-
 
 async def prune(conn: AsyncConnection, *, retention: float, retention_dead: float, dry_run: bool = False) -> Report:
     """Let go of what is past its retention, in seconds. `conn` is in autocommit.

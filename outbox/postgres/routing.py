@@ -44,20 +44,20 @@ seen as materialized (
     from outbox.outbox as o where o.seq > %(low)s and o.seq <= %(high)s order by o.seq limit %(scan)s
 ), wanted as materialized (
     -- Not distinct kinds, and then a join: without hashing it compares each row with each kind.
-    select k.seqs, m.is_free, m.in_order
+    select k.seqs, m.may_pass, m.in_order
     from (
         select s.type, s.resource, s.location_id, s.product_transaction_id, array_agg(s.seq) as seqs
         from seen as s group by s.type, s.resource, s.location_id, s.product_transaction_id
     ) as k
     cross join lateral (
-        select bool_or(c.wants and not c.floods) as wanted, bool_or(c.wants and c.strict_order <> 'off') as in_order,
-            bool_and(c.strict_order = 'off' and (c.location_id is null or not c.floods)) as is_free
+        select bool_or(c.sends and not c.floods) as wanted, bool_or(c.sends and c.strict_order <> 'off') as in_order,
+            bool_and(c.strict_order = 'off' and (c.location_id is null or not c.floods)) as may_pass
         from (select m.*, m.id = any(%(flood)s::uuid[]) as floods from ({matching}) as m) as c
     ) as m
     where m.wanted
 ), chosen as materialized (
     select s.seq from wanted as w cross join lateral unnest(w.seqs) as s (seq)
-    where w.is_free order by s.seq limit %(rows)s
+    where w.may_pass order by s.seq limit %(rows)s
 ), taken as materialized (
     select o.seq from chosen as c
     cross join lateral (select o.seq from outbox.outbox as o where o.seq = c.seq for no key update skip locked) as o
@@ -98,7 +98,7 @@ WANTS: LiteralString = """
 
 # Two looks into the index: the tempting `location_id is null or …` may compare each event with each config.
 _MATCHING: LiteralString = """
-        select c.id, c.location_id, c.revision, c.paused_at is null as wants, not c.governed as is_free, c.strict_order
+        select c.id, c.location_id, c.revision, c.paused_at is null as sends, c.governed, c.strict_order
         from (
             select c.* from outbox.postback_configs as c
             where c.resource = {row}.resource and c.location_id = {row}.location_id
@@ -126,7 +126,7 @@ with {taken}, named as (
     from named as n
 ), matched as materialized (
     select n.*, c.id as config_id, c.revision,
-        case when c.wants and c.is_free then row_number() over (partition by c.id order by n.seq) end as place,
+        case when c.sends and not c.governed then row_number() over (partition by c.id order by n.seq) end as place,
         case when c.strict_order <> 'off' then hashtextextended(n.resource_id, 0) end as order_key
     from named as n
     cross join lateral (

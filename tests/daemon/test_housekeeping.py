@@ -164,6 +164,30 @@ async def test_purging_takes_turns_with_the_rest(empty_db: str) -> None:
             assert await housekeeping.make_partitions(one) == 16
 
 
+async def test_a_day_that_stays_because_it_is_owed_is_told_of_once(empty_db: str, old: psycopg.Connection) -> None:
+    """A config that was paused and forgotten keeps history for ever, and who wonders at the disk finds out why."""
+    old.execute(
+        "insert into outbox.events (id, created_at, type, resource, resource_id, location_id, data) "
+        "select gen_random_uuid(), created_at, type, resource, '2', 'L', data "
+        "from outbox.events cross join generate_series(1, 2000)"
+    )
+    config = add_config(old, "http://127.0.0.1:9/", paused_at="2001-01-01")
+    old.execute(
+        "insert into outbox.deliveries (event_id, config_id, event_created_at) "
+        "select id, %s, created_at from outbox.events",
+        [config],
+    )
+    old.execute("analyze outbox.events_20010101")
+    keeper = Housekeeper(Settings(dsn=empty_db), lambda _: None)
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(2):
+            keeper._prune_at = 0.0  # noqa: SLF001 - an hour later
+            await keeper.once()
+    await keeper.close()
+    [told] = [line for line in lines if line["event"] == "housekeeping.kept"]
+    assert (told["partition"], told["events"]) == ("events_20010101", 2001)
+
+
 async def test_a_schema_of_another_version_is_told_of_once(empty_db: str) -> None:
     """A newer outbox has migrated: no house is kept until this daemon is replaced, and the log says why."""
     await migrate(empty_db)

@@ -38,6 +38,11 @@ async def prune(conn: psycopg.AsyncConnection, *, dry_run: bool = False) -> Repo
     return await retention.prune(conn, retention=30 * DAY, retention_dead=90 * DAY, dry_run=dry_run)
 
 
+def did_nothing(report: Report) -> bool:
+    """Tell whether there was nothing to do."""
+    return not (report.went or report.left or report.dead or any(report.default_rows.values()) or report.default_left)
+
+
 def day(conn: psycopg.Connection, days_ago: int, *tables: str) -> dt.date:
     """Make the partitions of a UTC day of the past, as a daemon made them on that day."""
     row = conn.execute("select (now() at time zone 'UTC')::date - %s::int", [days_ago]).fetchone()
@@ -130,7 +135,7 @@ async def test_partitions_past_retention_go_and_younger_ones_stay(
     assert fates(report) == gone
     assert conn.execute("select count(*) from outbox.events").fetchone() == (3,)
     assert conn.execute("select count(*) from outbox.attempts").fetchone() == (3,)
-    assert (await prune(aconn)).is_empty
+    assert did_nothing(await prune(aconn))
 
 
 def day_of(conn: psycopg.Connection, days_ago: int) -> str:
@@ -326,7 +331,7 @@ async def test_a_dry_run_changes_nothing_and_foretells(
 async def test_an_empty_schema_has_nothing_to_prune(aconn: psycopg.AsyncConnection) -> None:
     """No history, no work."""
     report = await retention.prune(aconn, retention=DAY, retention_dead=DAY)
-    assert report.is_empty
+    assert did_nothing(report)
     assert report.partitions == []
 
 
