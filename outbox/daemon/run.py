@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from outbox import __version__
+from outbox.core.buffer import AHEAD
 from outbox.daemon.dispatcher import Dispatcher
 from outbox.daemon.health import Health
 from outbox.daemon.housekeeping import Housekeeper
@@ -54,7 +55,8 @@ async def run_daemon(
     outage = Outage()
     async with Sender.of(settings, connections=settings.concurrency) as sender:
         tracing = _tracing() if settings.tracing else None
-        dispatcher = Dispatcher(settings, sender, Targets(SecretBox(settings.secret_key)), outage, tracing)
+        targets = Targets(SecretBox(settings.secret_key), in_hand=settings.concurrency + AHEAD)
+        dispatcher = Dispatcher(settings, sender, targets, outage, tracing)
         health = Health(dispatcher, outage, poll_interval=settings.poll_interval)
         reports = Reports(reports_from)
         runner = None

@@ -16,7 +16,7 @@ from outbox.postgres import configs
 from outbox.secrets import SecretBox, SecretError, open_signing_secrets
 
 _REMEMBERED = 10_000
-"""Configs that are kept at most, those used last: more than can be in hand at a time."""
+"""Configs that are kept at most, those used last, unless more can be in hand."""
 
 log = structlog.get_logger("outbox")
 
@@ -61,10 +61,12 @@ class Target:
 
 
 class Targets:
-    """The configs that deliveries in hand belong to."""
+    """The configs that deliveries in hand belong to; `in_hand`: of so many configs they can be, at the most."""
 
-    def __init__(self, box: SecretBox) -> None:
+    def __init__(self, box: SecretBox, *, in_hand: int = 0) -> None:
         self._box = box
+        # What is in hand of one that is forgotten would be given back, and claimed again.
+        self._remembered = max(_REMEMBERED, in_hand)
         self._known: dict[ConfigId, Target] = {}
         self._doubtful: set[ConfigId] = set()
 
@@ -98,7 +100,7 @@ class Targets:
                 self._doubtful.discard(config_id)
                 known = self._target(config)
             self._known[config_id] = known
-        for config_id in list(itertools.islice(self._known, max(0, len(self._known) - _REMEMBERED))):
+        for config_id in list(itertools.islice(self._known, max(0, len(self._known) - self._remembered))):
             del self._known[config_id]
 
     def _target(self, config: PostbackConfig) -> Target:

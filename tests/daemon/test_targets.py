@@ -57,4 +57,7 @@ async def test_what_is_used_is_not_forgotten(
             await targets.refresh(aconn, [deliveries[0], other])  # known already, and claimed again
             await targets.reload(aconn, config_ids[1:2])  # in hand
             assert all(map(targets.get, [*config_ids[:2], other.config_id]))
-    assert list(map(targets.get, config_ids[2:5])) == [None] * 3
+        assert list(map(targets.get, config_ids[2:5])) == [None] * 3
+        many = Targets(SecretBox(()), in_hand=6)
+        await many.refresh(aconn, deliveries)
+        assert all(map(many.get, config_ids))
