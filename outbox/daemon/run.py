@@ -16,8 +16,9 @@ from outbox.daemon.listener import LOOK_AFTER_SECONDS, listen
 from outbox.daemon.outage import Outage
 from outbox.daemon.reports import Reports, report
 from outbox.daemon.targets import Targets
-from outbox.errors import SchemaError, UsageError
+from outbox.errors import SchemaError
 from outbox.http.sender import Sender
+from outbox.otel import begin_tracing
 from outbox.postgres import housekeeping, migrations
 from outbox.postgres.pool import ANSWER_SECONDS, Link, connected
 from outbox.secrets import SecretBox
@@ -25,8 +26,6 @@ from outbox.settings import Pooling, Settings
 
 if TYPE_CHECKING:
     from aiohttp import web
-
-    from outbox.tracing import Tracing
 
 log = structlog.get_logger("outbox")
 
@@ -54,7 +53,7 @@ async def run_daemon(
     link = functools.partial(Link, dsn, settings=None, pooling=settings.pooling)
     outage = Outage()
     async with Sender.of(settings, connections=settings.concurrency) as sender:
-        tracing = _tracing() if settings.tracing else None
+        tracing = begin_tracing() if settings.tracing else None
         targets = Targets(SecretBox(settings.secret_key), in_hand=settings.concurrency + AHEAD)
         dispatcher = Dispatcher(settings, sender, targets, outage, tracing)
         health = Health(dispatcher, outage, poll_interval=settings.poll_interval)
@@ -101,14 +100,6 @@ def _tell_of_a_bug(task: "asyncio.Task[None]") -> None:
     """Say that a task ended which has no end: what fails for want of the database it waits for itself."""
     if not task.cancelled() and (error := task.exception()):
         log.error("task.failed", task=task.get_name(), exc_info=error)
-
-
-def _tracing() -> "Tracing":
-    try:
-        from outbox.tracing import Tracing  # noqa: PLC0415 - of an extra, which few install
-    except ModuleNotFoundError as error:
-        raise UsageError(f"OUTBOX_TRACING needs {error.name}: install outbox with its extra `otel`.") from None
-    return Tracing.by_environment()
 
 
 async def _stop_when(stop: asyncio.Event, dispatcher: Dispatcher, house: "asyncio.Task[None]") -> None:

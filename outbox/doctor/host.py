@@ -1,13 +1,13 @@
 """Checks of the settings, and of the host on which they are to hold."""
 
 import asyncio
-import importlib.util
 import os
 import resource
 
 from outbox.core.finding import OK, PROBLEM, WARNING, Finding
 from outbox.errors import UsageError
 from outbox.http.sender import Sender
+from outbox.otel import begin_tracing
 from outbox.settings import Proxy, Settings
 
 CONNECT_WITHIN = 5.0
@@ -84,13 +84,16 @@ async def way_out(settings: Settings) -> list[Finding]:
                 "See that it runs, and that it lets this host connect.",
             )
         )  # fmt: skip
-    if settings.tracing and importlib.util.find_spec("opentelemetry") is None:
-        found.append(
-            Finding(
-                "way out", PROBLEM, "No daemon starts: OUTBOX_TRACING needs OpenTelemetry, which is not installed.",
-                "Install outbox with its extra `otel`, or leave OUTBOX_TRACING off.",
+    if settings.tracing:
+        try:
+            # Nothing leaves: there is no span.
+            begin_tracing().close()
+        except UsageError as error:
+            found.append(
+                Finding(
+                    "way out", PROBLEM, f"No daemon starts: {error}", "Put that right, or leave OUTBOX_TRACING off."
+                )
             )
-        )  # fmt: skip
     through = "Directly." if settings.proxy is None else f"By the proxy {settings.proxy.host}:{settings.proxy.port}."
     return found or [Finding("way out", OK, through)]
 

@@ -5,11 +5,13 @@ import os
 import pty
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import psycopg
 import pytest
 
+import outbox as package
 from outbox.doctor.examination import CHECKS
 from tests.daemons import daemon_process
 from tests.servers import role
@@ -119,6 +121,63 @@ def test_the_limit_of_open_files_is_that_of_the_process() -> None:
         check=False,
     )
     assert "problem  open files  A process may open 200 files here" in done.stdout
+
+
+def installed_without(folder: Path, *parts: str) -> str:
+    """Make a folder of all that is installed here but these parts of OpenTelemetry; return the PYTHONPATH for it."""
+    installed = Path(sysconfig.get_path("purelib"))
+    for each in installed.iterdir():
+        if each.name != "opentelemetry":
+            (folder / each.name).symlink_to(each)
+    (folder / "opentelemetry").mkdir()
+    for each in (installed / "opentelemetry").iterdir():
+        if each.name not in parts:
+            (folder / "opentelemetry" / each.name).symlink_to(each)
+    checkout = Path(package.__file__).parents[1]
+    return os.pathsep.join([*([str(checkout)] if checkout != installed else []), str(folder)])
+
+
+@pytest.mark.parametrize(
+    ("missing", "variables", "message"),
+    [
+        ([], {}, None),
+        (["sdk", "exporter"], {}, "OUTBOX_TRACING needs opentelemetry.exporter: install outbox with its extra `otel`."),
+        (["sdk"], {}, "OUTBOX_TRACING needs opentelemetry.sdk: install outbox with its extra `otel`."),
+        (
+            [],
+            {"OTEL_BSP_MAX_QUEUE_SIZE": "-1"},
+            (
+                "OUTBOX_TRACING: OpenTelemetry can not read one of its variables: "
+                "max_queue_size must be a positive integer."
+            ),
+        ),
+    ],
+    ids=["all", "only the API", "no SDK", "a wrong variable"],
+)
+def test_spans_that_keep_a_daemon_from_starting_are_a_problem(
+    db: str, tmp_path: Path, missing: list[str], variables: dict[str, str], message: str | None
+) -> None:
+    """The API of OpenTelemetry, which other packages bring along, is not enough; the daemon has the same words."""
+
+    def traced(*arguments: str) -> subprocess.CompletedProcess[str]:
+        # Without `site` nothing is found but what stands in the path.
+        return subprocess.run(
+            [sys.executable, "-S", "-m", "outbox", *arguments, "--dsn", db, "--tracing", "true"],
+            env={**os.environ, **variables, "PYTHONPATH": path, "COLUMNS": "400"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    path = installed_without(tmp_path, *missing)
+    daemon = traced("run", "--until-empty")
+    found = [each for each in json.loads(traced("doctor", "--json").stdout)["findings"] if each["check"] == "way out"]
+    if message is None:
+        assert (daemon.returncode, [each["level"] for each in found]) == (0, ["ok"]), daemon.stderr
+    else:
+        assert (daemon.returncode, f"Error: {message}\n" in daemon.stderr) == (2, True), daemon.stderr
+        assert [(each["level"], each["message"]) for each in found] == [("problem", f"No daemon starts: {message}")]
 
 
 @pytest.mark.parametrize(("no_colour", "coloured"), [("", True), ("1", False)])

@@ -1,7 +1,6 @@
 """Checks of the settings and of the host."""
 
 import asyncio
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -52,10 +51,3 @@ async def test_a_proxy_that_is_not_there_is_a_problem() -> None:
         assert only(await way_out(settings)).level is OK
     found = only(await way_out(settings))
     assert (found.level, "connection refused" in found.message) == (PROBLEM, True)
-
-
-async def test_tracing_without_its_extra_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The daemon would not start."""
-    assert only(await way_out(Settings(tracing=True))).level is OK
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    assert only(await way_out(Settings(tracing=True))).level is PROBLEM
