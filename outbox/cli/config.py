@@ -257,9 +257,7 @@ def secret(settings: Settings, config_id: UUID, *, action: str | None, overlap: 
 def test(settings: Settings, config_id: UUID, *, as_json: bool) -> None:
     """Send an example delivery now and show the answer. It is marked `webhook-test: 1`, and nothing is recorded.
 
-    It goes the daemon's way, so give it the daemon's settings. OUTBOX_SECRET_KEY, the keys that encrypt what configs
-    keep secret, and OUTBOX_PROXY, a forward proxy for all POSTs (http://user:password@host:port), are read from the
-    environment only.
+    It goes the daemon's way, so give it the daemon's settings.
     """
     subscription = _run(settings, lambda conn: configs.get(conn, config_id))
     result, duration_ms = options.run_async(_send_example(subscription, settings))

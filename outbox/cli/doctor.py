@@ -21,8 +21,7 @@ def doctor(settings: Settings, *, as_json: bool) -> None:
     """Examine the database, the capture, the queue, the configs and these settings. It changes nothing.
 
     Each line is ok, a warning or a problem, with what to do. Exits 1 when there is a problem. Run it where the daemon
-    runs, with the daemon's settings: it looks at what a daemon with them would meet. OUTBOX_SECRET_KEY and OUTBOX_PROXY
-    are read from the environment only.
+    runs, with the daemon's settings: it looks at what a daemon with them would meet.
     """
     found = options.run_async(examine(settings))
     counts = Counter(finding.level for finding in found)

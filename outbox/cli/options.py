@@ -5,6 +5,7 @@ import codecs
 import contextlib
 import datetime as dt
 import functools
+import inspect
 import json
 import os
 import sys
@@ -58,33 +59,45 @@ def settings(
 ) -> Callable[[Command], Command]:
     """Give a command the options of these settings, and itself a `settings: Settings` argument instead of them.
 
-    `texts`: the help of settings that mean something of their own here.
+    Its help ends with those that are no options. `texts`: the help of settings that mean something of their own here.
     """
     if "dsn" in names:
         names = ("dsn", "pooling", *(name for name in names if name != "dsn"))
-    shown = [name for name in names if not settings_.BY_NAME[name].metadata["secret"]]
+    hidden = [name for name in names if settings_.BY_NAME[name].metadata["secret"]]
+    shown = [name for name in names if name not in hidden]
+    help_of = {name: settings_.BY_NAME[name].metadata["help"] for name in names} | dict(texts or {})
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def wrapper(**arguments: Any) -> Any:  # noqa: ANN401 - click passes anything
             given = {name: arguments.pop(name, None) for name in shown}
             # A flag would show in the process list.
-            given |= {name: os.environ.get(settings_.variable(name)) for name in names if name not in shown}
+            given |= {name: os.environ.get(settings_.variable(name)) for name in hidden}
             return command(settings=settings_.read(given, required=required), **arguments)
 
         for name in reversed(shown):
-            meta = settings_.BY_NAME[name].metadata
-            text = (texts or {}).get(name, meta["help"]) + (f" Default: {meta['default']}." if meta["default"] else "")
+            default = settings_.BY_NAME[name].metadata["default"]
             wrapper = click.option(
                 f"--{name.replace('_', '-')}",
                 name,
                 envvar=settings_.variable(name),
                 show_envvar=True,
-                help=text,
+                help=help_of[name] + (f" Default: {default}." if default else ""),
             )(wrapper)
+        if hidden:
+            told = " and ".join(f"{settings_.variable(name)} ({_within(help_of[name])})" for name in hidden)
+            wrapper.__doc__ = (
+                f"{inspect.cleandoc(command.__doc__ or '')}\n\n"
+                f"Read from the environment only, because a process list shows flags: {told}."
+            )
         return wrapper
 
     return decorate
+
+
+def _within(sentence: str) -> str:
+    """Return a sentence as a part of another one."""
+    return sentence[0].lower() + sentence[1:].removesuffix(".")
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -27,9 +27,7 @@ def run(
 ) -> None:
     """Dispatch: route what was captured, send it, settle it, until SIGTERM, SIGINT or SIGHUP.
 
-    The daemon never changes the schema; it refuses one that it does not know. OUTBOX_SECRET_KEY, the
-    keys that encrypt what configs keep secret, and OUTBOX_PROXY, a forward proxy for all POSTs
-    (http://user:password@host:port), are read from the environment only.
+    The daemon never changes the schema; it refuses one that it does not know.
     """
     logs.configure(level=settings.log_level, with_context=serve)
     _calm_the_collector()

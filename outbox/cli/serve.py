@@ -25,8 +25,7 @@ log = structlog.get_logger("outbox")
 def serve(settings: Settings) -> None:
     """Serve the HTTP API, on 127.0.0.1:8080 unless OUTBOX_LISTEN says otherwise, until SIGTERM, SIGINT or SIGHUP.
 
-    It dispatches nothing: that is `outbox run`, and `outbox run --serve` is both in one process. OUTBOX_SECRET_KEY,
-    the keys that encrypt what configs keep secret, is read from the environment only.
+    It dispatches nothing: that is `outbox run`, and `outbox run --serve` is both in one process.
     """
     logs.configure(level=settings.log_level, with_context=True)
     options.run_async(_serve(settings))
