@@ -55,7 +55,7 @@ class Check:
 
 async def examine(settings: Settings) -> list[Finding]:
     """Run all checks, in their order. A check that can not be made is a warning and stops no other."""
-    link = Link(settings.dsn or "", "doctor", settings=None)
+    link = Link(settings.dsn or "", "doctor", settings=None, pooling=settings.pooling)
     found: list[Finding] = []
     present = Needs.SCHEMA
     try:
@@ -140,7 +140,9 @@ CHECKS = (
     Check(
         "listen",
         Needs.DATABASE,
-        lambda p: server.listening(p.settings.dsn or "", poll_interval=p.settings.poll_interval),
+        lambda p: server.listening(
+            p.settings.dsn or "", poll_interval=p.settings.poll_interval, pooling=p.settings.pooling
+        ),
     ),
     Check("xmin", Needs.DATABASE, lambda p: vacuum.xmin(p.db)),
     Check("autovacuum", Needs.DATABASE, lambda p: vacuum.autovacuum(p.db)),

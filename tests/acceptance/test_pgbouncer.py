@@ -236,6 +236,29 @@ def test_in_session_mode_the_doorbell_is_heard(conn: psycopg.Connection, db: str
             assert daemon.stop() == 0
 
 
+def test_the_doctor_leaves_nothing_in_a_session_that_is_lent(
+    conn: psycopg.Connection, bouncer: PgBouncer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It meets the pooler as the daemon does: noticed, or told of; it makes all checks and says who does not listen."""
+    attach_contacts(conn)
+    for pooling in ("auto", "transaction"):
+        monkeypatch.setenv("OUTBOX_POOLING", pooling)
+        found = json.loads(outbox(bouncer.dsn, "doctor", "--json").stdout)["findings"]
+        [listen] = [each["message"] for each in found if each["check"] == "listen"]
+        assert "the daemon does not listen" in listen
+        assert [each for each in found if each["message"].startswith("Could not be checked")] == []
+        assert left_in_sessions(bouncer.dsn) == []
+
+
+def test_in_session_mode_the_doctor_hears(db: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the daemon does with OUTBOX_POOLING=session; without it neither of them tries."""
+    with pgbouncer(db, mode="session", pool_size=10) as bouncer:
+        for pooling, level in (("session", "ok"), ("auto", "warning")):
+            monkeypatch.setenv("OUTBOX_POOLING", pooling)
+            found = json.loads(outbox(bouncer.dsn, "doctor", "--json").stdout)["findings"]
+            assert [each["level"] for each in found if each["check"] == "listen"] == [level]
+
+
 @pytest.mark.parametrize("pooling", [Pooling.AUTO, Pooling.TRANSACTION])
 async def test_each_statement_brings_its_settings(bouncer: PgBouncer, pooling: Pooling) -> None:
     """The queue's plans are those of a direct connection, a timeout holds, and a failure leaves no transaction open."""

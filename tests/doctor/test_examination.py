@@ -5,7 +5,7 @@ import pytest
 
 from outbox.core.finding import OK, PROBLEM, WARNING, Finding
 from outbox.doctor import examination
-from outbox.settings import Settings
+from outbox.settings import Pooling, Settings
 from tests.findings import only
 
 
@@ -32,6 +32,23 @@ async def test_a_check_can_not_change_anything(
     found = only(await examination.examine(Settings(dsn=db)))
     assert (found.check, found.level, "read-only transaction" in found.message) == ("writes", WARNING, True)
     assert conn.execute("select count(*) from contacts").fetchone() == (0,)
+
+
+@pytest.mark.parametrize(("pooling", "prepared"), [(Pooling.SESSION, 1), (Pooling.TRANSACTION, 0)])
+async def test_its_session_is_whose_the_setting_says(
+    db: str, monkeypatch: pytest.MonkeyPatch, pooling: Pooling, prepared: int
+) -> None:
+    """As the daemon's: no prepared statement is left in a session that a pooler lends to others, noticed or not."""
+
+    async def asks(patient: examination.Patient) -> list[Finding]:
+        row = None
+        for _ in range(10):
+            cursor = await patient.db.execute("select count(*) from pg_prepared_statements where statement ~ %s", ["~"])
+            row = await cursor.fetchone()
+        return [Finding("x", OK, str(row and row[0]))]
+
+    monkeypatch.setattr(examination, "CHECKS", (examination.Check("x", examination.Needs.DATABASE, asks),))
+    assert only(await examination.examine(Settings(dsn=db, pooling=pooling))).message == str(prepared)
 
 
 async def test_a_check_that_fails_stops_no_other(db: str, conn: psycopg.Connection) -> None:

@@ -24,7 +24,7 @@ from outbox.doctor.examination import examine
 from outbox.errors import OutboxError
 from outbox.postgres.diagnosis import capture, expands, privileges, queue, server, vacuum
 from outbox.postgres.pool import Link
-from outbox.settings import Settings
+from outbox.settings import Pooling, Settings
 from tests import daemons
 from tests.findings import only
 from tests.servers import chosen_binaries, fresh_database, role
@@ -191,6 +191,12 @@ async def test_notifications_that_arrive_are_ok(db: str) -> None:
     assert only(found) == Finding("listen", OK, "Notifications arrive.")
 
 
+async def test_a_daemon_that_is_told_of_a_pooler_does_not_listen(db: str) -> None:
+    """Though a notification would arrive: by OUTBOX_POOLING, for a pooler that can not be noticed."""
+    found = only(await server.listening(db, poll_interval=3.0, pooling=Pooling.TRANSACTION))
+    assert (found.level, "the daemon does not listen, polling carries on" in found.message) == (WARNING, True)
+
+
 @contextmanager
 def pooler(dsn: str, folder: Path) -> Iterator[tuple[str, Callable[[], bool]]]:
     """Start PgBouncer in transaction mode before a database; give the DSN through it, and whether it answers."""
@@ -231,14 +237,18 @@ ignore_startup_parameters = extra_float_digits,options
         process.wait()
 
 
-async def test_a_pooler_that_drops_listen_is_a_warning(db: str, tmp_path: Path) -> None:
-    """LISTEN through PgBouncer in transaction mode succeeds, and no notification comes: only waiting shows it."""
+@pytest.mark.parametrize(
+    ("pooling", "said"),
+    [(Pooling.AUTO, "the daemon does not listen"), (Pooling.SESSION, "Notifications do not arrive")],
+)
+async def test_a_pooler_that_drops_listen_is_a_warning(db: str, tmp_path: Path, pooling: Pooling, said: str) -> None:
+    """It is noticed; who says that it lends whole sessions, and is wrong, waits in vain for a notification."""
     if shutil.which("pgbouncer") is None:
         pytest.skip("needs PgBouncer: apt install pgbouncer")
     with pooler(db, tmp_path) as (through, answers):
         await daemons.eventually(answers)
-        found = only(await server.listening(through, poll_interval=3.0, wait=0.5))
-    assert found.level is WARNING
+        found = only(await server.listening(through, poll_interval=3.0, pooling=pooling, wait=0.5))
+    assert (found.level, said in found.message) == (WARNING, True)
     assert "polling carries on every OUTBOX_POLL_INTERVAL, 3 s" in found.message
 
 

@@ -11,6 +11,7 @@ from outbox.core.finding import OK, PROBLEM, WARNING, Finding, Level, duration
 from outbox.postgres import migrations
 from outbox.postgres.diagnosis.rows import rows
 from outbox.postgres.pool import Link
+from outbox.settings import Pooling
 
 OLDEST_VERSION = 15
 
@@ -222,16 +223,29 @@ async def clock(conn: AsyncConnection, *, now: Callable[[], float] = time.time) 
 _CHANNEL = "outbox_doctor"
 
 
-async def listening(dsn: str, *, poll_interval: float, wait: float = 2.0) -> list[Finding]:
+async def listening(
+    dsn: str, *, poll_interval: float, pooling: Pooling = Pooling.AUTO, wait: float = 2.0
+) -> list[Finding]:
     """Whether a notification really arrives on a connection like the daemon's. Raises as Link does.
 
     LISTEN through a pooler in transaction mode succeeds and delivers nothing, so only a notification that arrives
-    proves it.
+    proves it. Where the daemon knows of the pooler it does not listen, and neither does this: the LISTEN would be left
+    in a session that is lent to others.
     """
-    listener, notifier = Link(dsn, "doctor", settings=None), Link(dsn, "doctor", settings=None)
+    listener, notifier = (Link(dsn, "doctor", settings=None, pooling=pooling) for _ in range(2))
     token = secrets.token_hex(8)
+    polling = f"polling carries on every OUTBOX_POLL_INTERVAL, {poll_interval:g} s"
     try:
         ears = await listener.connection()
+        if listener.is_pooled:
+            return [
+                Finding(
+                    "listen", WARNING,
+                    f"A pooler lends sessions by transaction (OUTBOX_POOLING): the daemon does not listen, {polling}.",
+                    "Name the server itself in the daemon's OUTBOX_DSN; of a pool in session mode say so, with "
+                    "OUTBOX_POOLING=session.",
+                )
+            ]  # fmt: skip
         await ears.execute(f"listen {_CHANNEL}".encode())
         await (await notifier.connection()).execute("select pg_notify(%s, %s)", [_CHANNEL, token], prepare=False)
         async with contextlib.aclosing(ears.notifies(timeout=wait)) as heard:
@@ -241,10 +255,9 @@ async def listening(dsn: str, *, poll_interval: float, wait: float = 2.0) -> lis
         return [
             Finding(
                 "listen", WARNING,
-                "Notifications do not arrive (PgBouncer in transaction mode drops them): "
-                f"polling carries on every OUTBOX_POLL_INTERVAL, {poll_interval:g} s.",
-                "Name the server itself, or a pool in session mode, in the daemon's OUTBOX_DSN: its sessions also keep "
-                "settings and prepared statements, which such a pooler gives to others.",
+                f"Notifications do not arrive (PgBouncer in transaction mode drops them): {polling}.",
+                "Name the server itself in the daemon's OUTBOX_DSN, or set OUTBOX_POOLING=transaction: settings and "
+                "prepared statements are left in sessions, which such a pooler gives to others.",
             )
         ]  # fmt: skip
     finally:
