@@ -30,6 +30,25 @@ class Statement(StrEnum):
     SETTLE = "settle"
 
 
+class GivenBack(StrEnum):
+    """Why a delivery in hand is given back, with no try of it finished."""
+
+    UNSENT = "unsent"
+    """It could not be sent for want of something of ours: the proxy, descriptors, memory, threads."""
+    UNREADABLE = "unreadable"
+    """Its config keeps secrets that no key reads."""
+    WITHDRAWN = "withdrawn"
+    """Its config wants nothing now: paused, switched off or removed meanwhile."""
+    EXPIRED = "expired"
+    """It found no slot within the time that its lease leaves."""
+    OUTAGE = "outage"
+    """The database was lost before its config was known."""
+    STOPPING = "stopping"
+    """The daemon ends."""
+    CUT_OFF = "cut_off"
+    """The daemon ended in the middle of its POST, whose outcome nobody knows."""
+
+
 _STATUS_CLASSES = {number: f"{number}xx" for number in range(1, 6)}
 _ODD_STATUS = "other"
 
@@ -61,8 +80,8 @@ class Tally:
         """Deliveries that were leased as they were created."""
         self.claimed = 0
         """Deliveries that were leased because they were due."""
-        self.given_back = 0
-        """Leased deliveries that were given back untried."""
+        self.given_back = dict.fromkeys(GivenBack, 0)
+        """Leased deliveries that were given back, by why."""
         self.leases_lost = 0
         """Tries settled after their lease had passed to another claim."""
         self.attempts = dict.fromkeys(_expected_attempts(), 0)

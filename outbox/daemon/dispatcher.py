@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from outbox.core.buffer import Buffer
-from outbox.core.tally import Tally
+from outbox.core.tally import GivenBack, Tally
 from outbox.daemon.circuits import Circuits
 from outbox.daemon.fetcher import Fetcher
 from outbox.daemon.outage import Outage
@@ -151,7 +151,7 @@ class Dispatcher:
         """Give back what waits, let what is in flight finish or give it back, and settle all of it."""
         began = time.monotonic()
         for held in self._buffer.withdraw():
-            self._settler.give_back(held.delivery)
+            self._settler.give_back(held.delivery, GivenBack.STOPPING)
         cut_off = await self._senders.finish(self._drain_timeout)
         self._settler.end()
         await asyncio.wait({settling}, timeout=LAST_SETTLE_SECONDS)

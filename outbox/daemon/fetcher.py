@@ -9,7 +9,7 @@ import psycopg
 
 from outbox.core.buffer import Buffer
 from outbox.core.low_water import LowWater
-from outbox.core.tally import Tally
+from outbox.core.tally import GivenBack, Tally
 from outbox.daemon.circuits import Circuits
 from outbox.daemon.claimer import Claimer
 from outbox.daemon.doorbell import Doorbell
@@ -145,7 +145,7 @@ class Fetcher:
         """Route, then claim; returns whether to look again at once."""
         now = time.monotonic()
         for held in self._buffer.expired(now):
-            self._settler.give_back(held.delivery)
+            self._settler.give_back(held.delivery, GivenBack.EXPIRED)
         self._intake.measure()
         if self._recheck_at < 0:  # before anything is in hand: who fails is not to have all slots
             await self._recheck(conn, now)

@@ -9,6 +9,7 @@ import psycopg
 from outbox.core.buffer import Buffer
 from outbox.core.lane import Held
 from outbox.core.model import ConfigId
+from outbox.core.tally import GivenBack
 from outbox.daemon.settler import Settler
 from outbox.daemon.targets import Targets
 from outbox.postgres.queue import Claimed
@@ -133,13 +134,15 @@ class Intake:
         try:
             if claimed.deliveries:
                 await self._targets.refresh(conn, claimed.deliveries)
-        except BaseException:
-            self._give_back(claimed)
+        except BaseException as error:
+            # Nobody cancels a claim but the end of the daemon.
+            is_end = isinstance(error, asyncio.CancelledError)
+            self._give_back(claimed, GivenBack.STOPPING if is_end else GivenBack.OUTAGE)
             raise
         finally:
             self.free(reserved)
         if self._closed:
-            self._give_back(claimed)
+            self._give_back(claimed, GivenBack.STOPPING)
             return
         if not claimed.deliveries or claimed.now is None:
             return
@@ -171,6 +174,6 @@ class Intake:
         config_ids = [each.config_id for each in claimed.deliveries]
         self._buffer.note(config_ids, rooms=rooms, room=room, all_taken=all_taken, governed=governed, full=self.is_full)
 
-    def _give_back(self, claimed: Claimed) -> None:
+    def _give_back(self, claimed: Claimed, why: GivenBack) -> None:
         for delivery in claimed.deliveries:
-            self._settler.give_back(delivery)
+            self._settler.give_back(delivery, why)

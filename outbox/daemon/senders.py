@@ -14,7 +14,7 @@ from outbox.core.buffer import Buffer
 from outbox.core.lane import Held
 from outbox.core.model import Answer, Attempt, Failure, FailureKind, PostbackConfig
 from outbox.core.outcome import Backoff, judge
-from outbox.core.tally import Tally
+from outbox.core.tally import GivenBack, Tally
 from outbox.daemon.attempt_log import AttemptLog
 from outbox.daemon.settler import Settler
 from outbox.daemon.targets import Target, Targets
@@ -116,11 +116,14 @@ class Senders:
     async def _try(self, held: Held, started: float) -> Answer | Failure | None:
         """Make one try, or give the delivery back and return None. `started`: the monotonic clock now."""
         target = self._targets.get(held.delivery.config_id)
-        if target is None or not target.sends or started > held.start_before or time.time() > held.start_before_wall:
-            self._settler.give_back(held.delivery)
+        if target is None or not target.sends:
+            self._settler.give_back(held.delivery, GivenBack.WITHDRAWN)
+            return None
+        if started > held.start_before or time.time() > held.start_before_wall:
+            self._settler.give_back(held.delivery, GivenBack.EXPIRED)
             return None
         if target.fault:
-            self._settler.give_back(held.delivery, HOLD_SECONDS)
+            self._settler.give_back(held.delivery, GivenBack.UNREADABLE, HOLD_SECONDS)
             return None
         span = self._tracing.begin(held.delivery, target.config.url) if self._tracing else None
         try:
@@ -129,10 +132,10 @@ class Senders:
             if span:
                 span.abandon()
             if not isinstance(error, UnsentError):
-                self._settler.give_back(held.delivery, begun=True)
+                self._settler.give_back(held.delivery, GivenBack.CUT_OFF)
                 raise
             self._note_unsent(error)
-            self._settler.give_back(held.delivery, UNSENT_SECONDS)
+            self._settler.give_back(held.delivery, GivenBack.UNSENT, UNSENT_SECONDS)
             await asyncio.sleep(UNSENT_PAUSE)
             return None
         except Exception:

@@ -10,7 +10,7 @@ import psycopg
 import structlog
 
 from outbox.core.model import Attempt, Dead, Delivery
-from outbox.core.tally import Statement, Tally
+from outbox.core.tally import GivenBack, Statement, Tally
 from outbox.daemon.circuits import Circuits
 from outbox.daemon.outage import Outage, ReconnectBackoff
 from outbox.postgres import queue
@@ -90,10 +90,10 @@ class Settler:
         if len(self._finished) >= self._goal:
             self._enough.set()
 
-    def give_back(self, delivery: Delivery, after: float = 0.0, *, begun: bool = False) -> None:
+    def give_back(self, delivery: Delivery, why: GivenBack, after: float = 0.0) -> None:
         """Take a delivery that was not tried, or whose POST was cut off: it is due again in `after` seconds."""
-        self._tally.given_back += 1
-        self._returned.append((delivery, after, begun))
+        self._tally.given_back[why] += 1
+        self._returned.append((delivery, after, why is GivenBack.CUT_OFF))
         self._something.set()
 
     def end(self) -> None:

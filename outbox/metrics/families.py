@@ -47,8 +47,11 @@ OF_DISPATCHING = (
     Family(
         "outbox_deliveries_given_back_total",
         Kind.COUNTER,
-        "Deliveries given back untried: paused meanwhile, not begun in time, drained, no key for their credentials, no "
-        "file descriptors, no proxy.",
+        "Deliveries given back with no try finished. reason: unsent (no proxy, no descriptors, memory or threads), "
+        "unreadable (no key reads what their config keeps secret), withdrawn (the config was paused, switched off or "
+        "removed meanwhile), expired (not begun in time), outage (the database was lost before their config was "
+        "known), stopping (the daemon ends), cut_off (it ended in the middle of their POST: may be sent twice).",
+        ("reason",),
     ),
     Family(
         "outbox_attempts_total",

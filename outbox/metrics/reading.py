@@ -26,7 +26,7 @@ def of_tally(tally: Tally) -> Reading:
         "outbox_events_routed_total": one(tally.routed),
         "outbox_deliveries_created_total": one(tally.created),
         "outbox_deliveries_leased_total": {"route": [tally.leased_at_once], "claim": [tally.claimed]},
-        "outbox_deliveries_given_back_total": one(tally.given_back),
+        "outbox_deliveries_given_back_total": {why: [count] for why, count in tally.given_back.items()},
         "outbox_attempts_total": {",".join(labels): [count] for labels, count in tally.attempts.items()},
         "outbox_attempt_duration_seconds": _histogram(tally.durations),
         "outbox_commit_to_delivery_seconds": _histogram(tally.deliveries),

@@ -348,7 +348,9 @@ async def test_what_was_in_hand_of_a_machine_that_was_suspended_is_given_back(
             begun = len(receiver.requests)
             monkeypatch.setattr(time, "time", lambda: now() + 3600.0)
             gate.open()
-            await eventually(lambda: dispatcher.reading()["outbox_deliveries_given_back_total"][""][0] >= waiting)
+            await eventually(
+                lambda: dispatcher.reading()["outbox_deliveries_given_back_total"]["expired"][0] >= waiting
+            )
             assert len(receiver.requests) == begun
             monkeypatch.undo()
             await receiver.wait_for_async(120)

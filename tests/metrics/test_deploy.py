@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from outbox.core.tally import Tally
+from outbox.core.tally import GivenBack, Tally
 from outbox.metrics import page
 from outbox.metrics.families import FAMILIES, Kind
 
@@ -40,7 +40,7 @@ def test_every_name_is_a_series(file: str) -> None:
 
 @pytest.mark.parametrize("file", FILES)
 def test_every_selector_and_grouping_has_labels_that_there_are(file: str) -> None:
-    """A selector's labels are those of its series, a grouping's those of some series; outcomes are spelled right."""
+    """A selector's labels are those of its series, a grouping's those of some series; values are spelled right."""
     text = (DEPLOY / file).read_text(encoding="utf-8").replace('\\"', '"')
     known = series()
     for name, selector in re.findall(r"\b((?:outbox|process)_\w+)\{([^}]*)\}", text):
@@ -49,6 +49,8 @@ def test_every_selector_and_grouping_has_labels_that_there_are(file: str) -> Non
     for grouping in re.findall(r"\b(?:by|on) \(([^)]*)\)", text):
         assert {label.strip() for label in grouping.split(",")} <= every, grouping
     assert set(re.findall(r'outcome!?="(\w+)"', text)) <= {outcome for outcome, _ in Tally().attempts}
+    named = {reason for each in re.findall(r'reason!?=~?"([^"]+)"', text) for reason in each.split("|")}
+    assert named <= set(GivenBack)
 
 
 def test_the_dashboard_is_one() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
-from outbox.core.tally import Statement
+from outbox.core.tally import GivenBack, Statement
 from outbox.demo.supervisor import free_port
 from outbox.postgres.migrations import migrate
 from tests.daemons import (
@@ -142,13 +142,15 @@ async def test_a_settle_that_waits_shows(contacts: psycopg.Connection, db: str) 
             await scraped(port, lambda now: now["outbox_unsettled",] == now["outbox_settle_delay_seconds",] == 0)
 
 
-async def test_what_is_given_back_is_counted(contacts: psycopg.Connection, db: str) -> None:
-    """A delivery that can not be sent for want of a key is leased and given back untried."""
+async def test_what_is_given_back_is_counted_by_why(contacts: psycopg.Connection, db: str) -> None:
+    """A delivery that can not be sent for want of a key is leased and given back untried. All reasons are there."""
     port = free_port()
     add_config(contacts, "http://127.0.0.1:9/", basic_auth_username="gAAAAAunreadable")
     async with running(db, listen=("127.0.0.1", port)):
         add_contacts(contacts, 1, 1)
-        found = await scraped(port, lambda now: now["outbox_deliveries_given_back_total",] == 1)
+        found = await scraped(port, lambda now: now["outbox_deliveries_given_back_total", "unreadable"] == 1)
+    reasons = {labels[1]: value for labels, value in found.items() if labels[0] == "outbox_deliveries_given_back_total"}
+    assert reasons == {each: each == "unreadable" for each in GivenBack}
     assert sum(value for labels, value in found.items() if labels[0] == "outbox_attempts_total") == 0
     assert owed(contacts) == [("pending", 0, False)]
 

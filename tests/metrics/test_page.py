@@ -13,7 +13,7 @@ import pytest
 from aiohttp import ClientResponse, web
 from aiohttp.test_utils import TestClient, TestServer
 
-from outbox.core.tally import Tally
+from outbox.core.tally import GivenBack, Tally
 from outbox.metrics import page
 from outbox.metrics.debt import SHARE, Debt, DebtWatch
 from outbox.metrics.families import FAMILIES, OF_A_PROCESS, OF_DISPATCHING, OF_THE_DATABASE
@@ -188,6 +188,7 @@ def test_of_several_workers_counts_are_added_and_ages_compared() -> None:
     """A sum for what adds up, histograms included; the greatest for a delay, an age and an outage."""
     one, other = Tally(), Tally()
     one.routed, other.routed = 3, 4
+    one.given_back[GivenBack.EXPIRED], other.given_back[GivenBack.EXPIRED] = 5, 6
     one.durations.observe(0.002)
     other.durations.observe(0.002)
     other.durations.observe(99.0)
@@ -198,6 +199,7 @@ def test_of_several_workers_counts_are_added_and_ages_compared() -> None:
         ]
     )
     assert whole["outbox_events_routed_total"] == {"": [7]}
+    assert whole["outbox_deliveries_given_back_total"] == {each: [11 * (each == "expired")] for each in GivenBack}
     assert whole["outbox_attempt_duration_seconds"][""][:3] == [pytest.approx(99.004), 0, 2]
     assert whole["outbox_attempt_duration_seconds"][""][-1] == 1
     assert whole["outbox_outage"] == {"": [1.0]}
