@@ -1,9 +1,10 @@
-"""Whether a daemon lives and does its work, for /livez and /readyz. It asks no database."""
+"""Whether a daemon lives and does its work, for /livez, /readyz and /metrics. It asks no database."""
 
 import time
 
 from outbox.daemon.dispatcher import Dispatcher
 from outbox.daemon.outage import Outage
+from outbox.metrics.reading import Reading, one
 
 LATE_SECONDS = 10.0
 """Beyond the poll interval: how long a turn of the fetch loop may take before the daemon is not ready."""
@@ -37,3 +38,7 @@ class Health:
         if not self.schema_fits:
             found.append("the schema is not the one that this program knows")
         return found
+
+    def reading(self) -> Reading:
+        """Return what /metrics says of this process: its work, and whether the schema is the one for it."""
+        return self._dispatcher.reading() | {"outbox_schema_differs": one(not self.schema_fits)}

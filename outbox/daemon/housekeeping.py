@@ -37,6 +37,8 @@ class Housekeeper:
         self._prune_at = time.monotonic()
         self._refused: set[str] = set()
         self._owed: set[str] = set()
+        # As this program was started: an upgrade in its place puts other files there, while it is what it was.
+        self._known = migrations.known_migrations()
         self._differences: Sequence[str] = ()
 
     async def keep_house(self) -> None:
@@ -57,15 +59,15 @@ class Housekeeper:
     async def once(self) -> None:
         """Do what is to be done now. Raises ElsewhereError and what the database raises."""
         conn = await self._link.connection()
-        differences = migrations.differences(await migrations.applied(conn), migrations.known_migrations())
+        differences = migrations.differences(await migrations.applied(conn), self._known)
         self._schema_fits(not differences)
+        told, self._differences = self._differences, differences
         if differences:
-            if differences != self._differences:
+            if differences != told:
                 log.warning(
                     "schema.differs", differences=differences,
                     hint="this daemon goes on sending, keeps no house, and would not start again",
                 )  # fmt: skip
-                self._differences = differences
             return
         if made := await housekeeping.make_partitions(conn):
             log.info("partitions.made", count=made)

@@ -66,7 +66,7 @@ async def run_daemon(
                 settings,
                 application,
                 problems=health.problems,
-                readings=lambda: reports.with_own(dispatcher.reading()),
+                readings=lambda: reports.with_own(health.reading()),
                 several=bool(reports_from),
             )
         log.info("daemon.started", version=__version__, concurrency=settings.concurrency)
@@ -79,7 +79,7 @@ async def run_daemon(
             asyncio.create_task(reports.hear(), name="hear reports"),
         ]
         if report_to is not None:
-            others.append(asyncio.create_task(report(report_to, dispatcher.reading), name="report"))
+            others.append(asyncio.create_task(report(report_to, health.reading), name="report"))
         for task in others:
             task.add_done_callback(_tell_of_a_bug)
         try:

@@ -125,6 +125,12 @@ OF_DISPATCHING = (
         greatest=True,
     ),
     Family("outbox_outage", Kind.GAUGE, "1 while the database can not be reached, else 0.", greatest=True),
+    Family(
+        "outbox_schema_differs",
+        Kind.GAUGE,
+        "1 while the database's schema is not the one of the version that runs, else 0. It is looked at every minute.",
+        greatest=True,
+    ),
     Family("outbox_outages_total", Kind.COUNTER, "How often the database could not be reached any more."),
 )
 

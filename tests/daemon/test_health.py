@@ -43,10 +43,12 @@ async def test_a_schema_that_does_not_fit_is_not_ready(db: str, conn: psycopg.Co
         health = Health(dispatcher, outage, poll_interval=settings.poll_interval)
         running = asyncio.create_task(dispatcher.run())
         await eventually(lambda: not health.problems())
+        assert health.reading()["outbox_schema_differs"] == {"": [0.0]}
         conn.execute("insert into outbox.migrations (version, name, checksum) values (99, 'x', repeat('0', 64))")
         try:
             looking = asyncio.create_task(Housekeeper(Settings(dsn=db), health.tell_schema_fits).keep_house())
             await eventually(lambda: health.problems() == UNFIT)
+            assert health.reading()["outbox_schema_differs"] == {"": [1.0]}
         finally:
             conn.execute("delete from outbox.migrations where version = 99")
         looking.cancel()

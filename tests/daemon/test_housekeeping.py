@@ -1,7 +1,9 @@
 """The daemon keeps house beside its work: it prunes, it vacuums, and neither its errors nor its waits matter."""
 
 import asyncio
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -9,7 +11,7 @@ import structlog
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from outbox.daemon.housekeeping import Housekeeper
-from outbox.postgres import housekeeping
+from outbox.postgres import housekeeping, migrations
 from outbox.postgres.migrations import migrate
 from outbox.settings import Settings
 from tests.daemons import add_config, add_contacts, attach_contacts, daemon_process, eventually, eventually_true
@@ -202,3 +204,36 @@ async def test_a_schema_of_another_version_is_told_of_once(empty_db: str) -> Non
     [told] = [line for line in lines if line["event"] == "schema.differs"]
     assert "version 99" in told["differences"][0]
     assert fits == [False, False]
+
+
+async def test_a_schema_that_fits_again_is_told_of_anew_when_it_differs_again(empty_db: str) -> None:
+    """An undo, and a migration after it: each change is one line."""
+    await migrate(empty_db)
+    fits: list[bool] = []
+    keeper = Housekeeper(Settings(dsn=empty_db), fits.append)
+    with psycopg.connect(empty_db, autocommit=True) as conn, structlog.testing.capture_logs() as lines:
+        for _ in range(2):
+            conn.execute("insert into outbox.migrations (version, name, checksum) values (99, 'x', repeat('0', 64))")
+            await keeper.once()
+            conn.execute("delete from outbox.migrations where version = 99")
+            await keeper.once()
+    await keeper.close()
+    assert len([line for line in lines if line["event"] == "schema.differs"]) == 2
+    assert fits == [False, True, False, True]
+
+
+async def test_a_daemon_that_was_upgraded_in_its_place_knows_what_it_was_started_with(
+    empty_db: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files of a newer version are there, and applied; the program that runs is still the older one."""
+    shutil.copytree(migrations.sql_folder(), tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(migrations, "sql_folder", lambda: tmp_path)
+    await migrate(empty_db)
+    fits: list[bool] = []
+    keeper = Housekeeper(Settings(dsn=empty_db), fits.append)
+    newer = "insert into outbox.migrations (version, name, checksum)\nvalues (99, 'newer', '');\n"
+    (tmp_path / "0099_newer.sql").write_text(migrations.sealed(newer))
+    assert [each.version for each in await migrate(empty_db)] == [99]
+    await keeper.once()
+    await keeper.close()
+    assert fits == [False]

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from outbox.core.tally import GivenBack, Statement
+from outbox.daemon import housekeeping
 from outbox.demo.supervisor import free_port
 from outbox.postgres.migrations import migrate
 from tests.daemons import (
@@ -153,6 +154,22 @@ async def test_what_is_given_back_is_counted_by_why(contacts: psycopg.Connection
     assert reasons == {each: each == "unreadable" for each in GivenBack}
     assert sum(value for labels, value in found.items() if labels[0] == "outbox_attempts_total") == 0
     assert owed(contacts) == [("pending", 0, False)]
+
+
+async def test_a_schema_of_another_version_shows(
+    conn: psycopg.Connection, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody migrates while the daemon runs: it is 1 until the schema is the daemon's again."""
+    monkeypatch.setattr(housekeeping, "_EVERY", 0.1)
+    port = free_port()
+    async with running(db, listen=("127.0.0.1", port)):
+        await scraped(port, lambda now: now["outbox_schema_differs",] == 0)
+        conn.execute("insert into outbox.migrations (version, name, checksum) values (99, 'x', repeat('0', 64))")
+        try:
+            await scraped(port, lambda now: now["outbox_schema_differs",] == 1)
+        finally:
+            conn.execute("delete from outbox.migrations where version = 99")
+        await scraped(port, lambda now: now["outbox_schema_differs",] == 0)
 
 
 def test_one_scrape_tells_of_all_workers(conn: psycopg.Connection, db: str) -> None:
