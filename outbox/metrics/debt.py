@@ -57,6 +57,7 @@ class DebtWatch:
         self._link = Link(dsn, "metrics", settings=figures.SETTINGS, pooling=pooling, deadline=ANSWER_SECONDS)
         self._worst = worst
         self._known: Debt | None = None
+        self._made_at = time.monotonic()
         self._next_at = 0.0
         self._count: asyncio.Task[None] | None = None
 
@@ -71,6 +72,11 @@ class DebtWatch:
         if self._count is not None:
             await asyncio.wait({self._count}, timeout=PATIENCE)
         return self._known
+
+    @property
+    def age(self) -> float:
+        """How many seconds old the last figures are; before the first, for how long there have been none."""
+        return time.monotonic() - (self._known.at if self._known else self._made_at)
 
     async def close(self) -> None:
         """End a count that is under way, and the connection."""

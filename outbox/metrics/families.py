@@ -161,7 +161,11 @@ OF_THE_DATABASE = (
         "outbox_oldest_due_seconds of the worst configs; of the others no sum makes sense.",
         ("config_id",),
     ),
-    Family("outbox_figures_age_seconds", Kind.GAUGE, "How old the figures of the database are."),
+    Family(
+        "outbox_figures_age_seconds",
+        Kind.GAUGE,
+        "How old the figures of the database are; before the first, for how long there have been none.",
+    ),
     Family("outbox_figures_duration_seconds", Kind.GAUGE, "How long the database took to count them."),
 )
 

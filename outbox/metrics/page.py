@@ -2,7 +2,6 @@
 
 import functools
 import platform
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from itertools import accumulate
 
@@ -38,7 +37,7 @@ def add_page(
     async def answer(request: web.Request) -> web.Response:
         debt = await watch.debt()
         encode, content_type = _encoder(request.headers.get("Accept", ""))
-        body = encode(_Once(metrics(readings() if readings else {}, debt, time.monotonic(), several=several)))
+        body = encode(_Once(metrics(readings() if readings else {}, debt, watch.age, several=several)))
         response = web.Response(body=body, headers={"Content-Type": content_type})
         response.enable_compression()
         return response
@@ -52,12 +51,14 @@ def add_page(
     app.cleanup_ctx.append(run_watch)
 
 
-def metrics(readings: Readings, debt: Debt | None, now: float, *, several: bool) -> Iterator[Metric]:
-    """Yield each family that there is something to say of; `now` on the monotonic clock."""
+def metrics(readings: Readings, debt: Debt | None, age: float, *, several: bool) -> Iterator[Metric]:
+    """Yield each family that there is something to say of; `age` of the debt, or of its absence, in seconds."""
     whole: Reading = {"outbox_build_info": {f"{__version__},{platform.python_version()}": [1.0]}}
     whole |= together(readings.values())
+    # Also where there are no figures: an alert on their age would else be silent just when none ever come.
+    whole["outbox_figures_age_seconds"] = one(age)
     if debt:
-        whole |= _of_debt(debt, now)
+        whole |= _of_debt(debt)
     for name, family in FAMILIES.items():
         if name in whole:
             yield _metric(family, whole[name])
@@ -82,7 +83,7 @@ class _Once(Collector):
         return self._families
 
 
-def _of_debt(debt: Debt, now: float) -> Reading:
+def _of_debt(debt: Debt) -> Reading:
     figures = debt.figures
     reading: Reading = {
         "outbox_unrouted": one(figures.unrouted),
@@ -95,7 +96,6 @@ def _of_debt(debt: Debt, now: float) -> Reading:
         "outbox_open_circuits": one(figures.open_circuits),
         "outbox_disabled_configs": one(figures.disabled),
         "outbox_config_oldest_due_seconds": {str(each.id): [each.oldest_due_s] for each in debt.worst},
-        "outbox_figures_age_seconds": one(now - debt.at),
         "outbox_figures_duration_seconds": one(debt.duration),
     }
     for name, total, own in (

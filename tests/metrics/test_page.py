@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import psycopg
 import pytest
 from aiohttp import ClientResponse, web
 from aiohttp.test_utils import TestClient, TestServer
+from structlog.testing import capture_logs
 
 from outbox.core.tally import GivenBack, Tally
 from outbox.metrics import page
@@ -20,8 +22,9 @@ from outbox.metrics.families import FAMILIES, OF_A_PROCESS, OF_DISPATCHING, OF_T
 from outbox.metrics.reading import Readings, of_tally, together
 from outbox.settings import Settings
 from tests.apis import serving
-from tests.daemons import add_config
+from tests.daemons import add_config, eventually
 from tests.scrapes import Samples, of_families, openmetrics_families, samples
+from tests.servers import role
 from tests.tried import outbox
 
 ROOT = Path(__file__).parents[2]
@@ -156,11 +159,34 @@ async def test_a_count_that_takes_long_keeps_nobody_waiting(conn: psycopg.Connec
 
 
 async def test_without_a_database_there_is_a_page_without_figures() -> None:
-    """Nothing is told that is not known."""
+    """Nothing is told that is not known, but for how long it has not been: an alert goes by that."""
     async with opened("postgresql://nobody@127.0.0.1:1/none") as client:
-        found = samples(await (await client.get("/metrics")).text())
-    assert not {labels[0] for labels in found} & {family.name for family in OF_THE_DATABASE}
-    assert found["process_open_fds",] > 0
+        first, second = [samples(await (await client.get("/metrics")).text()) for _ in range(2)]
+    told = {labels[0] for labels in second} & {family.name for family in OF_THE_DATABASE}
+    assert told == {"outbox_figures_age_seconds"}
+    assert 0 < first["outbox_figures_age_seconds",] < second["outbox_figures_age_seconds",]
+    assert second["process_open_fds",] > 0
+
+
+async def test_figures_that_are_refused_from_the_start_grow_old(db: str, conn: psycopg.Connection) -> None:
+    """The first count never succeeds, for want of a right; once it does, the age is that of the figures."""
+    with role(conn, db) as (guest, dsn):
+        watch = DebtWatch(dsn, worst=3)
+        try:
+            with capture_logs() as lines:
+                watch.start()
+                await eventually(lambda: [line["event"] for line in lines] == ["figures.failed"])
+            refused = watch.age
+            assert await watch.debt() is None
+            assert watch.age > refused > 0
+            conn.execute(f'grant usage on schema outbox to "{guest}"'.encode())
+            conn.execute(f'grant select on all tables in schema outbox to "{guest}"'.encode())
+            watch._next_at = 0.0  # noqa: SLF001 - the time at which a new count is allowed has come
+            counted = await newer_than(None, watch)
+            since = time.monotonic()
+            assert since - counted.at <= watch.age <= time.monotonic() - counted.at
+        finally:
+            await watch.close()
 
 
 @pytest.mark.parametrize(
