@@ -28,7 +28,7 @@ CONNECTIONS = 10
 """To the database, at most."""
 # Of the lists' queries, whose plans name each day, a compiled one would take ten times as long; and a bitmap reads all
 # of a config's day before it gives out one row.
-_QUERIES = {"statement_timeout": "15s", "jit": "off", "enable_bitmapscan": "off"}
+QUERY_SETTINGS = {"statement_timeout": "15s", "jit": "off", "enable_bitmapscan": "off"}
 _RETRY_AFTER_SECONDS = "5"
 # A cache on the way knows Authorization, but not user-id: it could give one user's answer, or a secret, to the next.
 _FOR_NOBODY_ELSE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Server": "outbox"}
@@ -40,7 +40,7 @@ def application(
     settings: Settings, *, connections: int = CONNECTIONS, sign_in: SignIn | None = None
 ) -> web.Application:
     """Return the API as an application of its own; `settings.dsn` must be set. It connects with the first request."""
-    links = Links(settings.dsn or "", "api", count=connections, settings=_QUERIES, pooling=settings.pooling)
+    links = Links(settings.dsn or "", "api", count=connections, settings=QUERY_SETTINGS, pooling=settings.pooling)
 
     async def close_links(_app: web.Application) -> AsyncIterator[None]:
         yield

@@ -28,15 +28,14 @@ class Claimer:
         self._tally = tally
         self._rest = Rest(GATHER_TIMES, most=poll_interval)
         self._cursor = NO_CONFIG
-        self.is_behind = True
+        self._is_behind = True
         """Whether something may be due: the last claim stopped before the last config, or something woke us since."""
-        self.is_flooded = False
-        """Whether more is captured for those that are in hand than they can take: what they want, the routes bring."""
+        self._is_flooded = False
 
     @property
     def is_owed(self) -> bool:
         """Whether something may be due that was not looked at."""
-        return self.is_behind or self._rest.has_unseen
+        return self._is_behind or self._rest.has_unseen
 
     @property
     def next_look(self) -> float:
@@ -46,6 +45,14 @@ class Claimer:
     def look_at_once(self) -> None:
         """Let the next claim not be put off."""
         self._rest.end()
+
+    def note_woken(self) -> None:
+        """Note that something woke the loop: it may be due."""
+        self._is_behind = True
+
+    def note_flood(self, *, lasts: bool) -> None:
+        """Note whether more is captured for those that are in hand than they can take: what they want, routes bring."""
+        self._is_flooded = lasts
 
     def note_unseen(self) -> None:
         """Note that a route left something due, which no claim has seen."""
@@ -67,7 +74,7 @@ class Claimer:
     @property
     def is_possible(self) -> bool:
         """Whether there is a slot, and no pause, unless much is wanted."""
-        is_urgent = self._intake.is_hungry and not self.is_flooded
+        is_urgent = self._intake.is_hungry and not self._is_flooded
         return not self._intake.is_full and (is_urgent or time.monotonic() >= self._rest.ends)
 
     async def connect(self) -> psycopg.AsyncConnection:
@@ -86,7 +93,7 @@ class Claimer:
         if to_the_last and in_the_middle:
             more, to_the_last = (0, False) if self._intake.is_full else await self._claim_onward()
             number += more
-        self.is_behind = not to_the_last
+        self._is_behind = not to_the_last
         if to_the_last:
             self._rest.claimed_all(found=number > 0)
         elif self._intake.is_nearly_full:
@@ -101,7 +108,7 @@ class Claimer:
         conn = await self.connect()
         now, (rooms, room) = time.monotonic(), self._intake.rooms()
         most = self._intake.claimable(rooms)
-        slots = self._intake.reserve(max(1, most // 4) if self.is_flooded else most)
+        slots = self._intake.reserve(max(1, most // 4) if self._is_flooded else most)
         if slots == 0:  # a route has taken them meanwhile
             return 0, False
         self._marks.renew(now)
@@ -125,6 +132,6 @@ class Claimer:
             latest=latest,
         )  # fmt: skip
         self._cursor = NO_CONFIG if to_the_last else max(config_ids)
-        all_taken = to_the_last and from_the_first and not self._rest.has_unseen and not self.is_flooded
+        all_taken = to_the_last and from_the_first and not self._rest.has_unseen and not self._is_flooded
         self._intake.note(found, rooms=rooms, room=room, all_taken=all_taken)
         return len(config_ids), to_the_last

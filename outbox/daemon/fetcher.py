@@ -109,7 +109,8 @@ class Fetcher:
         while not self._stopping:
             if self._wake.is_set():
                 self._wake.clear()
-                self._claimer.is_behind = self._governed_claimer.is_behind = True
+                self._claimer.note_woken()
+                self._governed_claimer.note_woken()
             self._looked_with_nothing_in_hand = False
             if self._settler.is_late:
                 # What is not written down could be claimed once more: first the settle, then the next claim.

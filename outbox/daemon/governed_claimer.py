@@ -31,10 +31,14 @@ class GovernedClaimer:
         self._rest = Rest(GATHER_TIMES, most=poll_interval)
         self._after = NO_CONFIG
         self._are_some = False
-        self.is_behind = True
+        self._is_behind = True
         """Whether something may be due since the last claim, or was left by it."""
         self._refilled_at = math.inf
         self._parked_until = math.inf
+
+    def note_woken(self) -> None:
+        """Note that something woke the loop: it may be due."""
+        self._is_behind = True
 
     @property
     def is_owed(self) -> bool:
@@ -43,7 +47,7 @@ class GovernedClaimer:
 
     @property
     def _is_anything_left(self) -> bool:
-        return self.is_behind or self._rest.has_unseen
+        return self._is_behind or self._rest.has_unseen
 
     @property
     def is_in_doubt(self) -> bool:
@@ -98,7 +102,7 @@ class GovernedClaimer:
     def _note(self, found: Governed, now: float, *, slots: int) -> None:
         """Remember what was left, and when to look at it."""
         was_in_the_middle, self._after = self._after != NO_CONFIG, found.walked_to or NO_CONFIG
-        self.is_behind = found.cut_short or len(found.deliveries) == slots or was_in_the_middle
+        self._is_behind = found.cut_short or len(found.deliveries) == slots or was_in_the_middle
         self._refilled_at = math.inf if found.refilled_in is None else now + found.refilled_in
         if self._parked_until <= now:
             self._parked_until = math.inf

@@ -199,7 +199,7 @@ class Router:
                 Counter(each.config_id for each in routed.deliveries) + Counter(routed.left), rows=routed.rows,
                 created=routed.created, slots=slots, rooms=rooms, room=room, enough=min(MANY_SLOTS, self._rows_ahead),
             )  # fmt: skip
-        self._claimer.is_flooded = self.is_flooded
+        self._claimer.note_flood(lasts=self.is_flooded)
         if was_flooded and not self.is_flooded:
             self.look_at_once()
         if not self.is_flooded or routed.top is None:

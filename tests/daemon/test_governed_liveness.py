@@ -92,5 +92,6 @@ async def test_once_nothing_is_governed_nothing_is_waited_for(db: str) -> None:
         dispatcher = Dispatcher(settings, sender, Targets(SecretBox(())), Outage())
         fetcher = dispatcher._fetcher  # noqa: SLF001 - the moment in between is not to be had from outside
         claimer = fetcher._governed_claimer  # noqa: SLF001
-        claimer.is_behind, claimer._refilled_at = True, 0.0  # noqa: SLF001
+        claimer.note_woken()
+        claimer._refilled_at = 0.0  # noqa: SLF001
         await dispatcher.run(until_empty=True)

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from outbox.api.server import QUERY_SETTINGS
 from outbox.core.model import Dead, Delivered, Outcome, Retry
 from outbox.postgres import history
 from outbox.postgres.figures import config_health, figures
@@ -216,7 +217,8 @@ async def test_a_delivery_whose_event_is_no_longer_kept_is_still_shown(
     assert (detail.data, len(detail.tries)) == (None, 1)
 
 
-async def test_a_page_reads_little_of_50000_rows(every_db: str) -> None:
+@pytest.mark.parametrize("settings", [{}, QUERY_SETTINGS], ids=["by a command", "by the API"])
+async def test_a_page_reads_little_of_50000_rows(every_db: str, settings: dict[str, str]) -> None:
     """However it is asked, on each version: by an index, and a twentieth of the history at most."""
     with psycopg.connect(every_db, autocommit=True) as conn:
         attach_contacts(conn)
@@ -245,6 +247,8 @@ async def test_a_page_reads_little_of_50000_rows(every_db: str) -> None:
         row = conn.execute("select min(id::text)::uuid, min(created_at) from outbox.events").fetchone()
         assert row is not None
         event, captured = row
+        for name, value in settings.items():
+            conn.execute("select set_config(%s, %s, false)", [name, value])
         middle = Position(captured + timedelta(seconds=25), event, config)
         for chosen in (
             Filter(),
@@ -258,6 +262,7 @@ async def test_a_page_reads_little_of_50000_rows(every_db: str) -> None:
             Filter(since=captured + timedelta(seconds=10), until=captured + timedelta(seconds=20)),
             Filter(event=event),
             Filter(record="7"),
+            Filter(record=["7", "8", "9"]),
             Filter(record="7", resource="contact", config=config, states=[State.DELIVERED, State.DEAD]),
         ):
             queries = [counting(chosen, most=100)] + [
