@@ -3,7 +3,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (3, 'capture', '1ed48d47a225bd882574fe1d964ecfebfcdc8b6fb63903ebed350e29a096752a');
+values (3, 'capture', '299ac22caca617721c8e72bd0bb8c2553fe81dcd70e1cc1d8469e5525de91ebd');
 
 -- The doorbell. 2: a daemon sleeps and wants to be woken; else when it rang last, in milliseconds since 1970. NOTIFY takes
 -- a lock that makes all committing transactions of the database queue, so a trigger notifies only for a sleeping daemon. A
@@ -917,10 +917,17 @@ begin
                 'begin\n'
                 '    for asked in\n'
                 '        select distinct trim(e.name) collate "C"\n'
-                '        from outbox.postback_configs as c\n'
+                -- Two looks into the index: `location_id is null or …` reads all configs of the resource.
+                '        from (\n'
+                '            select c.* from outbox.postback_configs as c\n'
+                '            where c.resource = %1$L and c.location_id = $2 and c.is_active and c.deleted_at is null\n'
+                '            union all\n'
+                '            select c.* from outbox.postback_configs as c\n'
+                '            where c.resource = %1$L and c.location_id is null\n'
+                '                and c.is_active and c.deleted_at is null\n'
+                '        ) as c\n'
                 '        cross join lateral unnest(string_to_array(c.expands, '','')) as e (name)\n'
-                '        where c.resource = %1$L and c.expands <> '''' and c.is_active and c.deleted_at is null\n'
-                '            and (c.location_id is null or c.location_id = $2)\n'
+                '        where c.expands <> ''''\n'
                 '            and (c.product_transaction_id is null or c.product_transaction_id = $3)\n'
                 '            and case $4 when ''CREATE'' then c.on_create when ''UPDATE'' then c.on_update\n'
                 '                else c.on_delete end\n'

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
+from yarl import URL
 
 from outbox.api.errors import RefusedError
 
@@ -78,16 +79,26 @@ def expansions(request: web.Request, accepted: Collection[str]) -> set[str]:
     return found
 
 
+def address(request: web.Request) -> URL:
+    """Return the request's URL as its sender knows it: a proxy that ends TLS says so in X-Forwarded-Proto.
+
+    Who makes that header up finds it in the links of his own answer only. It can not make http of https.
+    """
+    is_tls = request.headers.get("X-Forwarded-Proto", "").strip().lower() == "https"
+    return request.url.with_scheme("https") if is_tls else request.url
+
+
 def meta(request: web.Request, page: Page, *, total: int, capped: bool, following: Collection[str] | None) -> Any:  # noqa: ANN401 - JSON
     """Return `meta`. `following`: the cursor of the next page, None when this is the last."""
     pages = max(1, -(-total // page.size))
-    links = {"self": {"href": str(request.url)}}
+    here = address(request)
+    links = {"self": {"href": str(here)}}
     if following is not None:
         sort = f"-{page.sort}" if page.descending else page.sort
         cursor = base64.urlsafe_b64encode(json.dumps([sort, *following]).encode()).decode().rstrip("=")
-        links["next"] = {"href": str(request.url.update_query(page=page.number + 1, after=cursor))}
+        links["next"] = {"href": str(here.update_query(page=page.number + 1, after=cursor))}
     if not capped and pages * page.size <= page.reach:
-        links["last"] = {"href": str(request.url.without_query_params("after").update_query(page=pages))}
+        links["last"] = {"href": str(here.without_query_params("after").update_query(page=pages))}
     pagination: dict[str, Any] = {
         "links": links, "totalCount": total, "pageCount": pages, "currentPage": page.number, "perPage": page.size,
     }  # fmt: skip

@@ -1,6 +1,7 @@
 """/v2/postbackconfigs: subscriptions. What one may hold is decided in core/config_rules.py."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -25,6 +26,11 @@ KEY = "postbackconfig"
 PATH = "/v2/postbackconfigs"
 EXPANSIONS = ("postback_logs", "basic_auth_username")
 LATEST_LOGS = 10
+MOST_WITH_LOGS = 50
+"""Configs of one page whose logs can be asked for with them: each is a query of its own."""
+MOST_OF_LOCATION = 1000
+"""Configs that a user's location may have. Each change of one of its records is routed to all that want it, and others'
+changes wait for that. Operators may make more."""
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _BOOLEANS = {"1": "true", "true": "true", "0": "false", "false": "false"}
@@ -45,6 +51,7 @@ async def _create(request: web.Request) -> web.Response:
     raw = await json_body(request, KEY)
     fields = _validated(request, raw, None)
     async with connection(request) as conn:
+        await _check_number(request, conn, fields)
         config = await configs.add(conn, fields, request.app[SECRET_BOX])
     document = _document(request, config)
     return web.json_response({KEY: document}, status=201, headers={"Location": document["_links"]["self"]["href"]})
@@ -53,6 +60,8 @@ async def _create(request: web.Request) -> web.Response:
 async def _list(request: web.Request) -> web.Response:
     page = lists.read_page(request, filters=listing.COLUMNS, sorts=listing.COLUMNS, default="created_ts")
     expand = lists.expansions(request, EXPANSIONS)
+    if "postback_logs" in expand and page.size > MOST_WITH_LOGS:
+        raise lists.refuse("page_size", f"must be {MOST_WITH_LOGS} at most with expand=postback_logs.")
     filters = {name: _texts(name, request.query[name]) for name in listing.COLUMNS if name in request.query}
     if page.after is not None:
         _check_cursor(page)
@@ -96,10 +105,16 @@ async def _change(request: web.Request) -> web.Response:
         wanted = {
             name: value
             for name, value in raw.items()
-            if name not in shown or value != shown[name] or type(value) is not type(shown[name])
+            if name not in shown
+            or value != shown[name]
+            or type(value) is not type(shown[name])
+            # Who sends nothing else means it: it closes a circuit.
+            or raw.keys() == {"is_active"}
         }
         fields = _validated(request, wanted, current)
         config = current
+        if fields.get("location_id", current.location_id) != current.location_id:
+            await _check_number(request, conn, fields)
         if fields:
             config = await configs.edit(
                 conn, current.id, fields, request.app[SECRET_BOX], locations=request[USER].location_ids
@@ -136,6 +151,15 @@ def check_location(user: User, location: Value) -> None:
         raise RefusedError(403, "location_id must be a location of yours.", field="location_id")
 
 
+async def _check_number(request: web.Request, conn: AsyncConnection, fields: Mapping[str, Value]) -> None:
+    """Raise RefusedError 422 where a user's location has as many configs as it may."""
+    location = fields["location_id"]
+    if request[USER].location_ids is None or not isinstance(location, str):
+        return
+    if await configs.number_of(conn, location) >= MOST_OF_LOCATION:
+        raise RefusedError(422, f"location_id has {MOST_OF_LOCATION} configs already.", field="location_id")
+
+
 def config_id(request: web.Request) -> UUID:
     """Return the id in the path; UnknownConfigError when it is none."""
     text = request.match_info["id"]
@@ -151,7 +175,7 @@ def _only_expand(request: web.Request) -> None:
 
 
 def _document(request: web.Request, config: PostbackConfig) -> dict[str, Any]:
-    href = str(request.url.origin().with_path(f"{PATH}/{config.id}"))
+    href = str(lists.address(request).origin().with_path(f"{PATH}/{config.id}"))
     document: dict[str, Any] = to_document(config) | {"_links": {"self": {"href": href}}}
     # The source document's answer has none of these: they come only where they say something.
     silent = {name: field.default for name, field in FIELDS.items() if field.beyond_contract}

@@ -194,6 +194,13 @@ async def _replay_chosen(request: web.Request) -> web.Response:
         states = [State.DEAD]
     if not states:
         raise lists.refuse("postback_status_id", "must be of 3 and 4: what is still owed is not replayed.")
+    narrowed = (chosen.config, chosen.event, chosen.record, chosen.since, chosen.created_since)
+    if State.DELIVERED in states and all(each is None for each in narrowed):
+        raise lists.refuse(
+            "postback_status_id",
+            "3 by itself would send the whole history again: add postback_config_id, changelog_id, model_id, or a "
+            "lower bound of created_ts or state_ts.",
+        )
     async with connection(request) as conn:
         count = await replay(conn, replace(chosen, states=states), dry_run=dry_run)
     return web.json_response({"replay": {"count": count, "dry_run": dry_run}}, status=200 if dry_run else 202)
@@ -231,9 +238,11 @@ def _range(name: str, text: str | None) -> tuple[datetime | None, datetime | Non
         if found is None:
             raise lists.refuse(name, "must be like >=1700000000 or >=1700000000,<1700003600, in epoch seconds.")
         sign, second = found[1], int(found[2])
-        if sign in {">=", ">", ""}:
+        if (since is not None and not sign.startswith("<")) or (until is not None and not sign.startswith(">")):
+            raise lists.refuse(name, "must be one range: a lower and an upper bound, one of them, or one second.")
+        if not sign.startswith("<"):
             since = _time(second + (sign == ">"))
-        if sign in {"<=", "<", ""}:
+        if not sign.startswith(">"):
             until = _time(second + (sign != "<"))
     return since, until
 

@@ -14,7 +14,8 @@ _LEAST_DIGITS, _MOST_DIGITS = 1, 9
 _LAST_SECOND = 9_999_999_999
 _UUID = "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 _TEXT = r"^[^\u0000]*$"
-_RANGE_PART = "(?:>=|>|<=|<)?[0-9]{1,10}"
+_SECOND = "[0-9]{1,10}"
+_RANGE = f"^(?:{_SECOND}|>=?{_SECOND}(?:,<=?{_SECOND})?|<=?{_SECOND}(?:,>=?{_SECOND})?)$"
 
 LOG_ID: Schema = {"type": "string", "pattern": rf"^{_UUID}\.{_UUID}$"}
 CONFIG_ID: Schema = {"type": "string", "format": "uuid"}
@@ -72,7 +73,7 @@ def components(min_attempt_interval: int) -> dict[str, Schema]:
             log | {"tries": {"type": "array", "items": only(tries, list(tries))}}, list(postbacklogs.FIELDS)
         ),
         "Replay": only(_replay_filters() | {"dry_run": {"type": "boolean", "description": "Only count."}})
-        | {"anyOf": [{"required": [name]} for name in postbacklogs.FILTERS]},
+        | {"anyOf": _narrowed()},
         "Replayed": only({"count": {"type": "integer", "minimum": 0}, "dry_run": {"type": "boolean"}}, ["count"]),
         "Rotation": only(
             {
@@ -118,7 +119,7 @@ def config_filters() -> dict[str, Schema]:
 
 def log_filters() -> dict[str, Schema]:
     """Return the schema of each filter of a list of logs, by name."""
-    seconds = {"type": "string", "pattern": f"^{_RANGE_PART}(?:,{_RANGE_PART})*$"}
+    seconds = {"type": "string", "pattern": _RANGE}
     text = {"type": "string", "minLength": 1, "pattern": _TEXT}
     schemas = {
         "postback_config_id": CONFIG_ID,
@@ -241,6 +242,20 @@ def _replay_filters() -> dict[str, Schema]:
     for name in ("created_ts", "state_ts"):
         schemas[name] = {"anyOf": [schemas[name], {"type": "integer", "minimum": 0, "maximum": _LAST_SECOND}]}
     return {name: schemas[name] | {"description": text} for name, text in postbacklogs.FILTERS.items()}
+
+
+def _narrowed() -> list[Schema]:
+    """Return what a replay must be narrowed by: one filter, or where the delivered are meant, one that is narrow."""
+    dead: Schema = {
+        "properties": {
+            "postback_status_id": {"anyOf": [{"const": 4}, {"type": "string", "pattern": "^[124](?:,[124])*$"}]}
+        },
+        "anyOf": [{"required": [name]} for name in postbacklogs.FILTERS],
+    }
+    since: Schema = {"anyOf": [{"type": "integer"}, {"type": "string", "pattern": "^[0-9>]|,>"}]}
+    narrow: list[Schema] = [{"required": [name]} for name in ("postback_config_id", "changelog_id", "model_id")]
+    narrow += [{"properties": {name: since}, "required": [name]} for name in ("created_ts", "state_ts")]
+    return [dead, *narrow]
 
 
 def _meta() -> Schema:

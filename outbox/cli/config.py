@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import math
 import os
 import sys
 import time
@@ -213,36 +214,38 @@ def remove(settings: Settings, config_id: UUID, *, yes: bool) -> None:
 @config.command()
 @options.settings("dsn", "secret_key")
 @_id
-@click.option("--make", "action", flag_value="make", help="Make the config's first secret and print it, once.")
-@click.option("--rotate", "action", flag_value="rotate", help="Make another secret and print it, once.")
-@click.option("--remove", "action", flag_value="remove", help="Sign no more.")
+@click.option("--make", is_flag=True, help="Make the config's first secret and print it, once.")
+@click.option("--rotate", is_flag=True, help="Make another secret and print it, once.")
+@click.option("--remove", is_flag=True, help="Sign no more.")
 @click.option("--overlap", help="How long the former secret signs as well; 0 ends all former ones now. Default: 24h.")
 @options.as_json
-def secret(settings: Settings, config_id: UUID, *, action: str | None, overlap: str | None, as_json: bool) -> None:
+def secret(
+    settings: Settings, config_id: UUID, *, make: bool, rotate: bool, remove: bool, overlap: str | None, as_json: bool
+) -> None:
     """Let a config's requests be signed, so that its receiver knows who sends them (Standard Webhooks 1.0).
 
     Give the receiver the secret that is printed: nobody can show it again. During the overlap of a rotation both
     secrets sign.
     """
-    if action is None:
-        raise UsageError("Say what to do with the secret: --make, --rotate or --remove.")
-    if overlap is not None and action != "rotate":
+    if make + rotate + remove != 1:
+        raise UsageError("Say what to do with the secret: one of --make, --rotate and --remove.")
+    if overlap is not None and not rotate:
         raise UsageError("--overlap goes with --rotate only.")
     seconds: float = signing.DEFAULT_OVERLAP
     if overlap is not None:
         seconds = read_duration("--overlap", overlap, least=0, most=signing.MOST_OVERLAP)
     box = SecretBox(settings.secret_key)
-    if action == "remove":
+    if remove:
         signed = _run(settings, lambda conn: stored_secrets.remove(conn, config_id))
         if as_json:
             options.print_json({"removed": signed})
         else:
             click.echo(f"{config_id} signs no more." if signed else f"{config_id} did not sign.")
         return
-    if action == "make":
+    if make:
         made = _run(settings, lambda conn: stored_secrets.make(conn, config_id, box))
     else:
-        made = _run(settings, lambda conn: stored_secrets.rotate(conn, config_id, box, overlap=round(seconds)))
+        made = _run(settings, lambda conn: stored_secrets.rotate(conn, config_id, box, overlap=math.ceil(seconds)))
     if as_json:
         options.print_json({"secret": made})
     else:

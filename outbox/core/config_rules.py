@@ -16,7 +16,9 @@ from outbox.errors import UsageError
 Value = str | int | bool | None
 
 NEEDS_PRODUCT_TRANSACTION = frozenset({"transaction", "transactionbatch"})
-_EXPANDS = "[A-Za-z0-9_.-]+(?:, *[A-Za-z0-9_.-]+)*"
+MOST_EXPANDS = 16
+"""Names in a config's `expands`, at most: each is looked at in the writer's own transaction."""
+_EXPANDS = f"[A-Za-z0-9_.-]+(?:, *[A-Za-z0-9_.-]+){{0,{MOST_EXPANDS - 1}}}"
 
 
 class InvalidConfigError(UsageError):
@@ -209,7 +211,7 @@ def _username_fault(username: str) -> str | None:
 
 def _expands_fault(expands: str) -> str | None:
     if expands and not re.fullmatch(_EXPANDS, expands):
-        return "must be names separated by commas, such as changelogs,tags."
+        return f"must be names separated by commas, such as changelogs,tags, and {MOST_EXPANDS} of them at most."
     return None
 
 

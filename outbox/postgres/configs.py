@@ -23,6 +23,8 @@ _ADD = sql.SQL("insert into outbox.postback_configs ({names}) values ({values}) 
 
 _LOAD = sql.SQL("select {columns} from outbox.postback_configs where id = any(%s)").format(columns=_COLUMNS)
 
+_NUMBER = "select count(*) from outbox.postback_configs where location_id = %s and deleted_at is null"
+
 _FIND = sql.SQL("""
 select {columns} from outbox.postback_configs
 where deleted_at is null
@@ -123,6 +125,12 @@ async def add(conn: AsyncConnection, fields: Mapping[str, Value], secrets: Secre
         await cursor.execute(query, _stored(fields, names, secrets))
         [config] = await cursor.fetchall()
     return config
+
+
+async def number_of(conn: AsyncConnection, location_id: str) -> int:
+    """Return how many configs a location has, those that are switched off included."""
+    row = await (await conn.execute(_NUMBER, [location_id])).fetchone()
+    return int(row[0]) if row else 0
 
 
 async def get(conn: AsyncConnection, config_id: UUID) -> PostbackConfig:

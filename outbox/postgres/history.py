@@ -92,11 +92,13 @@ class Detail:
     tries: list[Try]
 
 
-# Whom locations limit is told nothing of an event in another one, which a config that was moved has in its log.
+# Whom locations limit is told nothing of an event in another one, which a config that was moved has in its log: neither
+# the record nor what the receiver of those days answered, which may repeat it.
 _SUMMARIES = """
 select s.event_id, s.config_id, s.state, s.state_at, s.event_created_at, e.type, e.resource, e.resource_id,
     coalesce(d.attempts, t.number, 0) as attempts, coalesce(d.leased and d.due_at > now(), false) as in_progress,
-    case when d.state = 'pending' then d.due_at end as due_at, d.last_error
+    case when d.state = 'pending' then d.due_at end as due_at,
+    case when %(locations)s::text[] is null or e.type is not null then d.last_error end as last_error
 from ({selection}) as s
 left join outbox.deliveries as d on d.event_id = s.event_id and d.config_id = s.config_id
 left join lateral (
@@ -120,7 +122,9 @@ with tried as materialized (
     from outbox.attempts as a where a.event_id = %(event)s and a.config_id = %(config)s
 )
 select f.event_id, f.config_id, f.state, f.state_at, f.event_created_at, e.type, e.resource, e.resource_id,
-    f.attempts, f.in_progress, f.due_at, f.last_error, e.data, e.expansions,
+    f.attempts, f.in_progress, f.due_at,
+    case when %(locations)s::text[] is null or e.type is not null then f.last_error end as last_error,
+    e.data, e.expansions,
     (select c.expands from outbox.postback_configs as c where c.id = f.config_id) as expands
 from (
     select %(event)s::uuid as event_id, %(config)s::uuid as config_id,
@@ -146,7 +150,8 @@ left join lateral (
 """
 
 _TRIES = """
-select a.number, a.at, a.duration_ms, a.outcome, a.status, a.error, a.answer
+select a.number, a.at, a.duration_ms, a.outcome, a.status, case when %(told)s then a.error end as error,
+    case when %(told)s then a.answer end as answer
 from outbox.attempts as a where a.event_id = %(event)s and a.config_id = %(config)s
 order by a.number, a.at
 """
@@ -237,7 +242,8 @@ async def delivery(
     if found is None:
         return None
     async with conn.cursor(row_factory=class_row(Try)) as cursor:
-        await cursor.execute(_TRIES.encode(), parameters)
+        told = locations is None or found[0].type is not None
+        await cursor.execute(_TRIES.encode(), parameters | {"told": told})
         return Detail(*found, await cursor.fetchall())
 
 

@@ -42,4 +42,7 @@ def _narrow_list(operation: dict[str, Any]) -> None:
         # A list of logs can be narrowed by the time that it is sorted by, and by no other.
         del parameters["state_ts"]
         parameters["sort"]["schema"]["enum"] = ["created_ts", "-created_ts"]
+    else:
+        # With the logs of each config it may be less.
+        del parameters["page_size"]
     operation["parameters"] = list(parameters.values())

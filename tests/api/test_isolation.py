@@ -207,7 +207,10 @@ async def test_a_config_that_was_moved_takes_no_records_along(
         shown = await (await api.get(one, headers=user)).json()
         for each in (*listed["postbacklogs"], shown["postbacklog"]):
             assert (each["model"], each["model_id"], each["type"]) == (None, None, None)
-        assert (await (await api.get(one, headers=operator)).json())["postbacklog"]["model_id"] == "71"
+            assert "no luck" not in str(each)
+        assert [(each["outcome"], each["response"]) for each in shown["postbacklog"]["tries"]] == [("dead", None)]
+        whole = (await (await api.get(one, headers=operator)).json())["postbacklog"]
+        assert (whole["model_id"], whole["tries"][0]["error"], whole["tries"][0]["response"]) == ("71", "no luck", "ok")
         assert (await api.post(f"{one}/replay", headers=user)).status == 409
         many = {"replay": {"postback_config_id": str(config), "postback_status_id": "3,4"}}
         assert (await (await api.post(f"{LOGS}/replay", json=many, headers=user)).json())["replay"]["count"] == 0

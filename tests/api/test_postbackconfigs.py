@@ -158,13 +158,60 @@ async def test_filters_take_any_of_several(api: Client) -> None:
     "query",
     ["colour=red", "page=0", "page=x", "page_size=501", "sort=colour", "is_active=maybe", "after=x", "after=WyJ4Il0",
      "after=WyJ4IiwgIjAwMDAwMDAwLTAwMDAtMDAwMC0wMDAwLTAwMDAwMDAwMDAwMCJd",
-     "number_of_attempts=one", "id=x", "expand=x", "page=1&page=2", "url=%00"],
+     "number_of_attempts=one", "id=x", "expand=x", "page=1&page=2", "url=%00",
+     "page_size=51&expand=postback_logs"],
 )  # fmt: skip
 async def test_a_wrong_query_is_told(api: Client, query: str) -> None:
     """What is unknown or wrong is refused with what is accepted, never ignored."""
     answer = await api.get(f"{PATH}?{query}")
     assert answer.status == 422
     assert (await answer.json())["errors"]
+
+
+async def test_links_lead_to_where_the_request_came_from(api: Client) -> None:
+    """Behind a proxy that ends TLS, which says so, they are https; nothing else that it says is believed."""
+    made = await create(api)
+    one, many = f"{PATH}/{made['id']}", f"{PATH}?page_size=1"
+    await create(api, resource="tag")
+    for said, scheme in ((None, "http"), ("https", "https"), ("HTTPS", "https"), ("ftp", "http"), ("x://y", "http")):
+        headers = {} if said is None else {"X-Forwarded-Proto": said, "X-Forwarded-Host": "elsewhere.example"}
+        shown = (await (await api.get(one, headers=headers)).json())["postbackconfig"]
+        links = (await (await api.get(many, headers=headers)).json())["meta"]["pagination"]["links"]
+        hrefs = [URL(each["href"]) for each in (shown["_links"]["self"], *links.values())]
+        assert [(each.scheme, each.host) for each in hrefs] == [(scheme, "127.0.0.1")] * 4
+
+
+async def test_is_active_by_itself_closes_a_circuit(api: Client, conn: psycopg.Connection) -> None:
+    """In either spelling. As a part of what was read it changes nothing, as all of that."""
+    made = await create(api)
+    at = f"{PATH}/{made['id']}"
+    for spelling in ("1", True):
+        conn.execute("update outbox.postback_configs set circuit_opened_at = now()")
+        shown = (await (await api.get(at)).json())["postbackconfig"]
+        assert shown["circuit_opened_ts"]
+        again = await (await api.put(at, json={"postbackconfig": shown})).json()
+        assert again["postbackconfig"]["circuit_opened_ts"]
+        closed = await (await api.put(at, json={"postbackconfig": {"is_active": spelling}})).json()
+        assert "circuit_opened_ts" not in closed["postbackconfig"]
+
+
+async def test_a_location_has_so_many_configs_at_the_most(
+    api: Client, db: str, conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One user's configs are not to be so many that each change of his keeps the others' waiting; an operator may."""
+    monkeypatch.setattr("outbox.api.postbackconfigs.MOST_OF_LOCATION", 2)
+    made = [await create(api, is_active=each) for each in ("0", "1")]
+    over = {"postbackconfig": REQUEST}
+    refused = await api.post(PATH, json=over)
+    assert (refused.status, list((await refused.json())["errors"])) == (422, ["location_id"])
+    assert (await api.post(PATH, json=over, headers=await new_user(db))).status == 201
+    conn.execute("update outbox.postback_configs set location_id = 'other' where id = %s", [made[0]["id"]])
+    both = await new_user(db, LOCATION, "other")
+    moved = await api.put(f"{PATH}/{made[0]['id']}", json={"postbackconfig": {"location_id": LOCATION}}, headers=both)
+    assert moved.status == 422
+    await api.delete(f"{PATH}/{made[1]['id']}")
+    moved = await api.put(f"{PATH}/{made[0]['id']}", json={"postbackconfig": {"location_id": LOCATION}}, headers=both)
+    assert moved.status == 200
 
 
 async def test_what_was_read_is_sent_back_though_the_rules_became_stricter(api: Client, db: str) -> None:

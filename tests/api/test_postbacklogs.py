@@ -166,16 +166,22 @@ async def test_a_filter_is_replayed(api: Client, tried: str) -> None:
     dry = await (await api.post(f"{PATH}/replay", json={"replay": asked | {"dry_run": True}})).json()
     assert dry == {"replay": {"count": 1, "dry_run": True}}
     assert len(await listed(api, postback_status_id="4")) == 1
+    since = {"replay": {"postback_status_id": "3", "state_ts": ">0", "dry_run": True}}
+    assert (await (await api.post(f"{PATH}/replay", json=since)).json())["replay"]["count"] == 1
     both = asked | {"postback_status_id": "3,4"}
     assert (await (await api.post(f"{PATH}/replay", json={"replay": both})).json())["replay"]["count"] == 2
-    for wrong in ({}, {"colour": 1}, {"dry_run": "yes"}, {"model_id": True}, {"postback_status_id": "1"}):
+    # Everything that was ever delivered is not sent again for want of a condition.
+    whole = {"postback_status_id": "3"}
+    for wrong in ({}, {"colour": 1}, {"dry_run": "yes"}, {"model_id": True}, {"postback_status_id": "1"}, whole,
+                  whole | {"state_ts": "<9999999999"}, whole | {"model": "contact"}):  # fmt: skip
         assert (await api.post(f"{PATH}/replay", json={"replay": wrong})).status == 422
 
 
 @pytest.mark.parametrize(
     "query",
     ["colour=red", "postback_status_id=5", "created_ts=yesterday", "changelog_id=x", "sort=model", "after=x",
-     "after=WyJ4Il0", "model_id=%00", "page=201", "sort=created_ts&state_ts=1", "sort=-state_ts&created_ts=1"],
+     "after=WyJ4Il0", "model_id=%00", "page=201", "sort=created_ts&state_ts=1", "sort=-state_ts&created_ts=1",
+     "created_ts=1,2", "created_ts=>=100,>=50", "state_ts=<5,<=4", "state_ts=5,<6"],
 )  # fmt: skip
 async def test_a_wrong_query_is_told(api: Client, query: str) -> None:
     """What is unknown or wrong is refused with what is accepted, never ignored."""

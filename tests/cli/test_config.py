@@ -287,7 +287,8 @@ def test_a_signing_secret_is_printed_once_and_signs(outbox: Run) -> None:
 def test_what_is_to_be_done_with_a_secret_is_said(outbox: Run) -> None:
     """No action, an overlap of nothing, and no time at all: exit 2 with what is accepted."""
     for arguments, message in (
-        ((), "--make, --rotate or --remove"),
+        ((), "one of --make, --rotate and --remove"),
+        (("--rotate", "--remove"), "one of --make, --rotate and --remove"),
         (("--make", "--overlap", "1h"), "--rotate only"),
         (("--rotate", "--overlap", "soon"), "--overlap: 'soon' is not a time"),
         (("--rotate", "--overlap", "31d"), "from 0s to 30d"),

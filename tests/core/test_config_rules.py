@@ -141,13 +141,17 @@ def test_strings_are_strings_that_postgres_can_hold(name: str, wrong: object) ->
     assert message.startswith(f"{name} must ")
 
 
+EXPANDS_FAULT = "expands must be names separated by commas, such as changelogs,tags, and 16 of them at most."
+
+
 @pytest.mark.parametrize(
     ("raw", "errors"),
     [
         ({"location_id": ""}, {"location_id": "location_id must not be empty: a string of 1 to 36 characters."}),
         ({"location_id": None}, {"location_id": "location_id must be a string of 1 to 36 characters."}),
         ({"expands": None}, {"expands": "expands must be a string of at most 512 characters."}),
-        ({"expands": "a,,b"}, {"expands": "expands must be names separated by commas, such as changelogs,tags."}),
+        ({"expands": "a,,b"}, {"expands": EXPANDS_FAULT}),
+        ({"expands": ",".join("abcdefghijklmnopq")}, {"expands": EXPANDS_FAULT}),
         ({"format": "xml"}, {"format": "format must be api-default."}),
         ({"strict_order": "on"}, {"strict_order": "strict_order must be off or release or hold."}),
         ({"rate_limit": 0}, {"rate_limit": "rate_limit must be a whole number from 1 to 10000 or null."}),

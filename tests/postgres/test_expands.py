@@ -216,3 +216,22 @@ def test_a_statement_that_is_cancelled_is_cancelled(shop: psycopg.Connection) ->
     with psycopg.connect(dsn) as writer, pytest.raises(psycopg.errors.QueryCanceled):
         writer.execute("insert into contacts values (1)")
     assert shop.execute("select count(*) from contacts").fetchone() == (0,)
+
+
+def test_a_write_reads_no_config_of_another_location(shop: psycopg.Connection) -> None:
+    """However many there are that ask for expands: the writer would wait for each of them."""
+    register(shop, "tags", "tags_of")
+    shop.execute(
+        "insert into outbox.postback_configs (location_id, resource, url, expands) "
+        "select 'M' || i, 'contact', 'http://x/', 'tags' from generate_series(1, 5000) i"
+    )
+    ask(shop, "tags")
+    shop.execute("analyze outbox.postback_configs")
+    with shop.transaction():
+        shop.execute("insert into contacts values (1)")
+        row = shop.execute(
+            "select seq_tup_read + idx_tup_fetch from pg_stat_xact_user_tables where relname = 'postback_configs'"
+        ).fetchone()
+    assert row is not None
+    assert row[0] < 50
+    assert taken(shop) == ['{"tags":[]}']
