@@ -3,7 +3,7 @@
 set local lock_timeout = '5s';
 lock table outbox.migrations in share row exclusive mode;
 insert into outbox.migrations (version, name, checksum)
-values (3, 'capture', '299ac22caca617721c8e72bd0bb8c2553fe81dcd70e1cc1d8469e5525de91ebd');
+values (3, 'capture', '9e2d7bcf4d1cfbed75e008b67b3320ffc0c38ecb4c713db952813b22df4078f5');
 
 -- The doorbell. 2: a daemon sleeps and wants to be woken; else when it rang last, in milliseconds since 1970. NOTIFY takes
 -- a lock that makes all committing transactions of the database queue, so a trigger notifies only for a sleeping daemon. A
@@ -330,6 +330,26 @@ begin
             using errcode = 'wrong_object_type', hint = 'A partitioned table can be attached, with all its partitions.';
     end if;
     if exists (
+        select from pg_inherits i
+        where i.inhrelid = attach.relation and not exists (
+            select from pg_trigger t
+            join pg_proc p on p.oid = t.tgfoid and p.pronamespace = 'outbox'::regnamespace
+            where t.tgrelid = i.inhparent and t.tgname = 'outbox_insert'
+        )
+    ) then
+        raise exception '% is a part of another table: what is written by the name of that one would not be seen.',
+            attach.relation
+            using errcode = 'wrong_object_type', hint = 'Attach the partitioned table; one with heirs can not be.';
+    end if;
+    if exists (
+        select from pg_partition_tree(attach.relation) as m
+        join pg_class c on c.oid = m.relid and c.relkind = 'f'
+    ) then
+        raise exception '% has a foreign table among its partitions: what is written there can not be captured.',
+            attach.relation
+            using errcode = 'wrong_object_type', hint = 'Take that partition out of it first.';
+    end if;
+    if exists (
         select from pg_class c
         where c.oid = attach.relation and c.relnamespace in ('outbox'::regnamespace, 'pg_catalog'::regnamespace)
     ) then
@@ -492,6 +512,9 @@ begin
     from unnest(identity_columns) with ordinality as u (k, n)
     join pg_attribute a on a.attrelid = attach.relation and a.attnum = u.k
     join pg_type t on t.oid = a.atttypid;
+
+    -- Two that attach tables of one name at the same time would both take it for their function.
+    lock table outbox.migrations in share row exclusive mode;
 
     -- The function that the table already has, or a new one whose name says the table's.
     select t.tgfoid into function_oid
@@ -753,13 +776,15 @@ begin
     execute format('revoke execute on function outbox.%I() from public', function_name);
     perform outbox.give_to_capture(format('outbox.%I()', function_name)::regprocedure);
 
-    -- Statement triggers fire for the table that a statement names, so partitions get them too. Foreign tables
-    -- can not have them.
+    -- Statement triggers fire for the table that a statement names, so partitions get them too. After their parent, as
+    -- writers lock them: the other way round one of them could end in a deadlock.
     for member in
-        select attach.relation
-        union
-        select m.relid from pg_partition_tree(attach.relation) as m
-        join pg_class c on c.oid = m.relid and c.relkind in ('r', 'p')
+        select m.relid from (
+            select attach.relation as relid, 0 as level
+            union
+            select m.relid, m.level from pg_partition_tree(attach.relation) as m
+        ) as m
+        order by m.level, m.relid::oid
     loop
         if exists (
             select from pg_trigger t
@@ -833,11 +858,18 @@ begin
         where t.tgname in ('outbox_insert', 'outbox_update', 'outbox_delete')
             and t.tgrelid in (select detach.relation union select m.relid from pg_partition_tree(detach.relation) as m)
     );
+    -- The parent first, as writers do.
     for member in
-        select distinct t.tgrelid::regclass
+        select t.tgrelid::regclass
         from pg_trigger t
+        join (
+            select detach.relation as relid, 0 as level
+            union
+            select m.relid, m.level from pg_partition_tree(detach.relation) as m
+        ) as m on m.relid = t.tgrelid
         where t.tgfoid = any (function_oids) and not t.tgisinternal
-            and t.tgrelid in (select detach.relation union select m.relid from pg_partition_tree(detach.relation) as m)
+        group by t.tgrelid, m.level
+        order by m.level, t.tgrelid
     loop
         if not pg_has_role((select c.relowner from pg_class c where c.oid = member), 'usage') then
             raise exception '%', format(
@@ -919,10 +951,12 @@ begin
                 '        select distinct trim(e.name) collate "C"\n'
                 -- Two looks into the index: `location_id is null or …` reads all configs of the resource.
                 '        from (\n'
-                '            select c.* from outbox.postback_configs as c\n'
+                '            select c.product_transaction_id, c.on_create, c.on_update, c.on_delete, c.expands\n'
+                '            from outbox.postback_configs as c\n'
                 '            where c.resource = %1$L and c.location_id = $2 and c.is_active and c.deleted_at is null\n'
                 '            union all\n'
-                '            select c.* from outbox.postback_configs as c\n'
+                '            select c.product_transaction_id, c.on_create, c.on_update, c.on_delete, c.expands\n'
+                '            from outbox.postback_configs as c\n'
                 '            where c.resource = %1$L and c.location_id is null\n'
                 '                and c.is_active and c.deleted_at is null\n'
                 '        ) as c\n'

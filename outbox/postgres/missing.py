@@ -29,7 +29,8 @@ _ALL: LiteralString = """
 _OF_RECORD: LiteralString = """
     select e.id, e.created_at from (
         select e.id, e.created_at from outbox.events as e
-        where e.resource_id = %(record)s and e.created_at >= %(since)s and e.created_at < %(until)s offset 0
+        where hashtextextended(e.resource_id, 0) = hashtextextended(%(record)s, 0)
+            and e.resource_id = %(record)s and e.created_at >= %(since)s and e.created_at < %(until)s offset 0
     ) as e
     where e.id > %(after)s order by e.id limit %(size)s
 """

@@ -2,6 +2,7 @@
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -128,6 +129,24 @@ def test_partitions_are_captured_once_by_either_name(conn: psycopg.Connection) -
     assert [row[:2] for row in captured(conn)] == [("CREATE", "1"), ("CREATE", "2"), ("UPDATE", "1")]
 
 
+def test_two_tables_of_one_name_are_attached_at_once_with_a_function_each(conn: psycopg.Connection, db: str) -> None:
+    """As a loop over the schemas of many tenants does in parallel: else one would get what the other asked for."""
+    for schema in ("one", "two"):
+        conn.execute(f"create schema {schema}; create table {schema}.t (id int primary key)".encode())
+    with psycopg.connect(db) as other, ThreadPoolExecutor(1) as aside:
+        other.execute("select outbox.attach('one.t', 'first')")
+        attached = aside.submit(conn.execute, "select outbox.attach('two.t', 'second')")
+        with psycopg.connect(db, autocommit=True) as watcher:
+            waits = "select from pg_locks where not granted and relation = 'outbox.migrations'::regclass"
+            while not watcher.execute(waits).fetchall():
+                assert not attached.done()
+        other.commit()
+        attached.result()
+    conn.execute("insert into one.t values (1); insert into two.t values (2)")
+    rows = conn.execute("select resource, resource_id from outbox.outbox order by seq").fetchall()
+    assert rows == [("first", "1"), ("second", "2")]
+
+
 def test_attaching_again_updates_and_detaching_undoes(contacts: psycopg.Connection) -> None:
     """The second attach changes the options; detach leaves nothing behind."""
     contacts.execute("select outbox.attach('contacts', 'person')")
@@ -156,6 +175,28 @@ def test_attaching_again_updates_and_detaching_undoes(contacts: psycopg.Connecti
             'no column "x"',
         ),
         ("create table t (id int primary key)", "outbox.attach('t', '')", "1 to 128 characters"),
+        (
+            (
+                "create table whole (id int primary key) partition by range (id); "
+                "create table t partition of whole for values from (0) to (9)"
+            ),
+            "outbox.attach('t', 'thing')",
+            "is a part of another table",
+        ),
+        (
+            "create table heir (id int primary key); create table t (primary key (id)) inherits (heir)",
+            "outbox.attach('t', 'thing')",
+            "is a part of another table",
+        ),
+        (
+            (
+                "create foreign data wrapper w; create server s foreign data wrapper w; "
+                "create table t (id int not null) partition by range (id); "
+                "create foreign table t1 partition of t for values from (0) to (9) server s"
+            ),
+            "outbox.attach('t', 'thing', key => 'id')",
+            "has a foreign table among its partitions",
+        ),
         (
             "create view t as select 1 as id",
             "outbox.attach('t', 'thing')",

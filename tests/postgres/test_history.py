@@ -321,3 +321,19 @@ def rows_read(conn: psycopg.Connection, query: sql.Composed, parameters: dict[st
         return below + float(passed) * float(node["Actual Loops"])
 
     return read(row[0][0]["Plan"]), str(row[0])[:3000]
+
+
+def test_a_record_that_has_had_very_many_events_gets_one_more_as_easily(every_db: str) -> None:
+    """A counter or a balance that changes all day: its next event reads no more than another's first."""
+    with psycopg.connect(every_db, autocommit=True) as conn:
+        add = (
+            "insert into outbox.events (id, created_at, type, resource, resource_id, data) "
+            "select gen_random_uuid(), now(), 'UPDATE', 'balance', %s, '{}' from generate_series(1, %s)"
+        )
+        conn.execute(add.encode(), ["hot", 60_000])
+        pages = []
+        for record in ("hot", "cold"):
+            row = conn.execute(b"explain (analyze, buffers, format json) " + add.encode(), [record, 1]).fetchone()
+            assert row is not None
+            pages.append(row[0][0]["Plan"]["Shared Hit Blocks"] + row[0][0]["Plan"]["Shared Read Blocks"])
+        assert pages[0] <= pages[1] + 80, pages

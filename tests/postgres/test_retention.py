@@ -570,3 +570,18 @@ async def test_what_a_replay_makes_owed_meanwhile_is_kept(
     assert len(where(conn, old)) == 1
     await prune(aconn)
     assert where(conn, old) == ["outbox.events_default"]
+
+
+def test_a_partition_of_the_dbas_own_keeps_no_other_from_being_made(conn: psycopg.Connection) -> None:
+    """Its days are his, and all others are made."""
+    conn.execute(
+        "do $$ begin execute 'drop table ' || (select string_agg('outbox.' || name, ',') "
+        "from outbox.partitions()); end $$"
+    )
+    conn.execute("set timezone = 'UTC'")
+    conn.execute(
+        "do $$ begin execute format('create table outbox.events_mine partition of outbox.events "
+        "for values from (%L) to (%L)', current_date + 2, current_date + 4); end $$"
+    )
+    assert conn.execute("select outbox.make_partitions()").fetchone() == (6 + 8,)
+    assert conn.execute("select outbox.make_partitions()").fetchone() == (0,)
