@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from outbox import __version__
-from outbox.core import expansions, postback
+from outbox.core import postback
+from outbox.core.bodies import Bodies
 from outbox.core.buffer import Buffer
 from outbox.core.lane import Held
 from outbox.core.model import Answer, Attempt, Failure, FailureKind, PostbackConfig
@@ -72,6 +73,7 @@ class Senders:
         self._unsent = 0
         self._tell_unsent_at = 0.0
         self._attempt_log = AttemptLog()
+        self._bodies = Bodies()
 
     def start(self) -> None:
         """Start a task for each POST that could begin now."""
@@ -149,12 +151,9 @@ class Senders:
 
     async def _post(self, held: Held, target: Target, started: float, span: "TrySpan | None") -> Answer | Failure:
         delivery = held.delivery
-        if delivery.type is None or delivery.resource is None or delivery.data is None:
+        body = self._bodies.of(delivery, target.config.expands)
+        if body is None:
             return Failure(FailureKind.MISSING, "the event is no longer kept: its retention is over")
-        data = delivery.data
-        if delivery.expansions is not None:
-            data = expansions.embed(data, delivery.expansions, target.config.expands)
-        body = postback.form_body(delivery.type, delivery.resource, delivery.attempt, data)
         timestamp = int(held.claimed_at.timestamp() + started - held.clock)
         headers = postback.headers(
             delivery.webhook_id,
