@@ -4,6 +4,7 @@ Behind PgBouncer in transaction mode nothing is heard, and a LISTEN would be lef
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 
@@ -28,7 +29,7 @@ async def listen(link: Link, wake: Callable[[], None]) -> None:
     Returns, after one warning, where a pooler keeps notifications from coming.
     """
     backoff = ReconnectBackoff()
-    heard_at, is_told = time.monotonic(), False
+    lost_at, is_told = math.inf, False
     while True:
         try:
             conn = await link.connection()
@@ -40,15 +41,15 @@ async def listen(link: Link, wake: Callable[[], None]) -> None:
             backoff.restored()
             if is_told:
                 log.info("listen.returned")
-            is_told = False
+            lost_at, is_told = math.inf, False
             while True:
-                heard_at = time.monotonic()
                 wake()  # for what was missed until here
                 async for _ in conn.notifies(timeout=LOOK_AFTER_SECONDS):
                     wake()
                 await conn.execute("select")  # a link that is dead gives no answer within the deadline
         except (psycopg.Error, *TRANSIENT) as error:
-            if not is_told and time.monotonic() - heard_at > TOLD_AFTER_SECONDS:
+            lost_at = min(lost_at, time.monotonic())
+            if not is_told and time.monotonic() - lost_at > TOLD_AFTER_SECONDS:
                 is_told = True
                 log.warning("listen.lost", error=" ".join(str(error).split())[:300])
         except asyncio.CancelledError:
