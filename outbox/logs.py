@@ -23,6 +23,15 @@ _json_lines: "_Lines | None" = None
 _encode = json.JSONEncoder(default=str, ensure_ascii=False).encode
 
 
+LONGEST_ERROR = 300
+"""Characters of an error that a line tells."""
+
+
+def said(error: Exception) -> str:
+    """Return what an error says, in one line: PostgreSQL's have several."""
+    return " ".join(str(error).split())[:LONGEST_ERROR]
+
+
 class _Lines:
     """Writes lines to stderr: those of one turn of the event loop at once, outside of one each by itself."""
 

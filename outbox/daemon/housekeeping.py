@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import psycopg
 import structlog
 
+from outbox import logs
 from outbox.postgres import housekeeping, migrations, retention
 from outbox.postgres.housekeeping import ElsewhereError
 from outbox.postgres.pool import TRANSIENT, Link, is_away
@@ -138,4 +139,4 @@ def _ms_since(begun: float) -> int:
 
 
 def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    return f"{type(error).__name__}: {logs.said(error)}"

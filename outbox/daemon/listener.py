@@ -11,6 +11,7 @@ from collections.abc import Callable
 import psycopg
 import structlog
 
+from outbox import logs
 from outbox.daemon.outage import ReconnectBackoff
 from outbox.postgres.pool import TRANSIENT, Link
 
@@ -51,7 +52,7 @@ async def listen(link: Link, wake: Callable[[], None]) -> None:
             lost_at = min(lost_at, time.monotonic())
             if not is_told and time.monotonic() - lost_at > TOLD_AFTER_SECONDS:
                 is_told = True
-                log.warning("listen.lost", error=" ".join(str(error).split())[:300])
+                log.warning("listen.lost", error=logs.said(error))
         except asyncio.CancelledError:
             await link.drop()
             raise

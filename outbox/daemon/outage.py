@@ -6,6 +6,7 @@ import random
 import psycopg
 import structlog
 
+from outbox import logs
 from outbox.postgres.pool import is_away
 
 _FIRST_PAUSE = 0.1
@@ -26,15 +27,14 @@ class Outage:
 
     def note(self, error: Exception) -> None:
         """Say what kept a statement from going well: that the database is away, or else why it gave that one up."""
-        said = " ".join(str(error).split())[:300]
         if is_away(error):
             if not self.lasts:
                 self.lasts = True
                 self.count += 1
-                log.warning("database.lost", error=said)
+                log.warning("database.lost", error=logs.said(error))
         elif isinstance(error, psycopg.Error) and error.sqlstate != self._told:
             self._told = error.sqlstate
-            log.warning("statement.failed", sqlstate=error.sqlstate, error=said)
+            log.warning("statement.failed", sqlstate=error.sqlstate, error=logs.said(error))
 
     def ended(self) -> None:
         """Say so: a statement was answered again."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import psycopg
 import structlog
 
+from outbox import logs
 from outbox.core.model import Attempt, Dead, Delivery
 from outbox.core.tally import GivenBack, Statement, Tally
 from outbox.daemon.circuits import Circuits
@@ -157,7 +158,7 @@ class Settler:
             if conn.closed or not isinstance(error, TRANSIENT):
                 raise
             if now >= self._count_at:
-                log.warning("circuits.uncounted", error=" ".join(str(error).split())[:300])
+                log.warning("circuits.uncounted", error=logs.said(error))
             self._count_at = now + COUNT_AGAIN_SECONDS
 
     async def _settle(self, conn: psycopg.AsyncConnection) -> list[Attempt]:
@@ -170,7 +171,7 @@ class Settler:
             settled = await queue.settle(conn, batch)
         except psycopg.DataError as error:
             # No subscriber's answer may keep the outcomes from being written down.
-            log.warning("answers.dropped", count=len(batch), error=" ".join(str(error).split())[:300])
+            log.warning("answers.dropped", count=len(batch), error=logs.said(error))
             settled = await queue.settle(conn, [each._replace(answer=b"") for each in batch])
         self._tally.took(Statement.SETTLE, time.monotonic() - began)
         for _ in batch:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import psycopg
 import structlog
 
+from outbox import logs
 from outbox.postgres import figures
 from outbox.postgres.figures import ConfigDebt, Figures
 from outbox.postgres.pool import ANSWER_SECONDS, TRANSIENT, Link
@@ -101,7 +102,7 @@ class DebtWatch:
         except TRANSIENT:
             await self._link.drop()
         except psycopg.Error as error:
-            log.warning("figures.failed", error=" ".join(str(error).split())[:300])
+            log.warning("figures.failed", error=logs.said(error))
             await self._link.drop()
         finally:
             self._next_at = began + min(LONGEST_PAUSE, max(FRESH, pause))
