@@ -19,7 +19,7 @@ from outbox.core.config_rules import InvalidConfigError
 from outbox.postgres import history, listing
 from outbox.postgres.configs import DeletedConfigError, UnknownConfigError
 from outbox.postgres.history import DeliveryKey, Summary, Try
-from outbox.postgres.replay import REPLAYABLE, replay
+from outbox.postgres.replay import NARROWING, REPLAYABLE, replay
 from outbox.postgres.selection import Filter, Order, Position, State
 
 KEY = "postbacklog"
@@ -194,8 +194,7 @@ async def _replay_chosen(request: web.Request) -> web.Response:
         states = [State.DEAD]
     if not states:
         raise lists.refuse("postback_status_id", "must be of 3 and 4: what is still owed is not replayed.")
-    narrowed = (chosen.config, chosen.event, chosen.record, chosen.since, chosen.created_since)
-    if State.DELIVERED in states and all(each is None for each in narrowed):
+    if State.DELIVERED in states and all(getattr(chosen, name) is None for name in NARROWING):
         raise lists.refuse(
             "postback_status_id",
             "3 by itself would send the whole history again: add postback_config_id, changelog_id, model_id, or a "

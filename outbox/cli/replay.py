@@ -108,7 +108,7 @@ def _check_again(delivery: DeliveryKey | None, states: tuple[str, ...], narrowin
             "--delivery, --event, --config, --record, --state, --since, --until."
         )
     wanted = tuple(map(State, states)) or (again.REPLAYABLE if narrowing["event"] else (State.DEAD,))
-    if State.DELIVERED in wanted and delivery is None and not given & {"event", "config", "record", "since"}:
+    if State.DELIVERED in wanted and delivery is None and given.isdisjoint(again.NARROWING):
         raise UsageError(
             "--state delivered by itself would send the whole history again: "
             "add --event, --config, --record or --since."

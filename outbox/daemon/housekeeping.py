@@ -13,7 +13,7 @@ import structlog
 from outbox import logs
 from outbox.postgres import housekeeping, migrations, retention
 from outbox.postgres.housekeeping import ElsewhereError
-from outbox.postgres.pool import TRANSIENT, Link, is_away
+from outbox.postgres.pool import TRANSIENT, Link, is_gone
 from outbox.settings import Settings
 
 _EVERY = 60.0
@@ -51,7 +51,7 @@ class Housekeeper:
                 pass  # another daemon is at it; what it leaves is for the next round
             except Exception as error:  # noqa: BLE001 - whatever it is, there is a next round
                 # That the database is away, the fetch loop says.
-                if not (isinstance(error, TRANSIENT) and is_away(error)):
+                if not (isinstance(error, TRANSIENT) and is_gone(error)):
                     log.warning("housekeeping.failed", error=_short(error))
             finally:
                 await self.close()

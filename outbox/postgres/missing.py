@@ -14,6 +14,7 @@ from psycopg.sql import SQL
 
 from outbox.postgres.replay import BATCH, SETTINGS, TURN
 from outbox.postgres.routing import WANTS, ring
+from outbox.postgres.selection import OF_RECORD
 
 # Walked in the order of their ids, which is that of capture: the key's index has it in each day, the days outside of
 # the times are not looked at, and the next batch begins where this one ended. Of the tempting `where resource = …
@@ -29,11 +30,10 @@ _ALL: LiteralString = """
 _OF_RECORD: LiteralString = """
     select e.id, e.created_at from (
         select e.id, e.created_at from outbox.events as e
-        where hashtextextended(e.resource_id, 0) = hashtextextended(%(record)s, 0)
-            and e.resource_id = %(record)s and e.created_at >= %(since)s and e.created_at < %(until)s offset 0
+        where {of_record} and e.created_at >= %(since)s and e.created_at < %(until)s offset 0
     ) as e
     where e.id > %(after)s order by e.id limit %(size)s
-"""
+""".replace("{of_record}", OF_RECORD.replace("{record}", "%(record)s"))
 
 # As a route matches, except that an inactive config is owed too, and holds it.
 #

@@ -59,14 +59,26 @@ link through it can be dead for ever without an error. Longer than any statement
 TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError, OSError)
 """What passes when the database is back: connection lost or refused, shutdown, deadlock, disk full, a standby."""
 
-_AWAY = ("08", "25006", "53", "57P", "58", "XX")
-"""Of these, what says that the server can not be used: no connection, read-only, out of room, shutting down, broken."""
+_GONE = ("08", "57P")
+"""Of these, what says that the server does not answer, or is ending."""
+
+_UNFIT = ("25006", "53", "58", "XX")
+"""And what says that it answers, but is of no use: read-only, out of room, broken."""
+
+
+def is_gone(error: Exception) -> bool:
+    """Tell a server that does not answer, or is ending, from one that answered."""
+    return _is_of(error, _GONE)
 
 
 def is_away(error: Exception) -> bool:
     """Tell a server that can not be used from one that answered, and gave up one statement: it waited too long, say."""
+    return _is_of(error, _GONE + _UNFIT)
+
+
+def _is_of(error: Exception, states: tuple[str, ...]) -> bool:
     state = error.sqlstate if isinstance(error, psycopg.Error) else None
-    return state is None or state.startswith(_AWAY)
+    return state is None or state.startswith(states)
 
 
 class _Connection(psycopg.AsyncConnection[Any]):

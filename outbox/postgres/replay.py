@@ -18,6 +18,9 @@ from outbox.postgres.selection import Filter, Position, State, selection, severa
 REPLAYABLE = (State.DELIVERED, State.DEAD)
 """In the order in which they are replayed: a dead change waits for the delivered ones of its record."""
 
+NARROWING = ("config", "event", "record", "since", "created_since")
+"""Fields of a filter, of which one at least must be given where what was delivered is meant: else it is all of it."""
+
 BATCH = 5000
 """Deliveries in one transaction, some 0.2 s: what is broken off keeps what it did, and no lock is held for long."""
 

@@ -141,15 +141,17 @@ _CONFIGS: LiteralString = """(
         )
 )"""
 _EVENT: LiteralString = "(select unnest(%(event)s::uuid[]) as event_id)"
-# By the hash, which is what the index has: see sql/0002_tables.sql.
+# Whether an event `e` is of a record: by the hash, which is what the index has, see sql/0002_tables.sql.
+OF_RECORD: LiteralString = (
+    "hashtextextended(e.resource_id, 0) = hashtextextended({record}, 0) and e.resource_id = {record}"
+)
 _RECORD: LiteralString = """(
     select e.event_id from unnest(%(record)s::text[]) as r (id)
     cross join lateral (
         select e.id as event_id from outbox.events as e
-        where hashtextextended(e.resource_id, 0) = hashtextextended(r.id, 0) and e.resource_id = r.id and {resource}
-        offset 0
+        where {of_record} and {resource} offset 0
     ) as e
-)"""
+)""".replace("{of_record}", OF_RECORD.replace("{record}", "r.id"))
 
 _WITHIN: LiteralString = """exists (
     select from outbox.postback_configs as mine

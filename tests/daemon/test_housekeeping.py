@@ -77,9 +77,16 @@ def test_a_daemon_ends_without_waiting_for_its_housekeeping(empty_db: str, old: 
     assert old.execute("select count(*) from outbox.deliveries").fetchone() == (1,)
 
 
-def test_a_daemon_goes_on_when_housekeeping_fails(empty_db: str, old: psycopg.Connection) -> None:
-    """The log says what failed, and events are delivered as ever."""
+@pytest.mark.parametrize("full", [False, True], ids=["a function is gone", "the disk is full"])
+def test_a_daemon_goes_on_when_housekeeping_fails(empty_db: str, old: psycopg.Connection, *, full: bool) -> None:
+    """The log says what failed, also what would be an outage elsewhere, and events are delivered as ever."""
     old.execute("drop function outbox.partitions()")
+    if full:
+        old.execute(
+            "create function outbox.partitions(out parent text, out name text, out until timestamptz, out rows int, "
+            "out bytes bigint) returns setof record language plpgsql as "
+            "$$ begin raise 'No space left for outbox.partitions()' using errcode = 'disk_full'; end $$"
+        )
     with Receiver() as receiver:
         add_config(old, receiver.url)
         with daemon_process(empty_db) as daemon:
